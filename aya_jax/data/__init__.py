@@ -1,0 +1,1 @@
+"""Records, languages, tokenizers, chat templates, the atlas, packing and loaders."""

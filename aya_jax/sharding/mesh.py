@@ -1,0 +1,71 @@
+"""One mesh with named axes, and the shardings that logical-axis rules give on it."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import gin
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from aya_jax.errors import AyaError
+
+AXES = ("data", "fsdp", "tensor", "sequence", "expert")
+
+# Batches are split over both data axes; parameters over `fsdp` on their hidden axis, and over
+# `tensor` on heads, feed-forward and vocabulary, as in Megatron (arXiv 1909.08053).
+DEFAULT_RULES: dict[str, Any] = {
+    "batch": ("data", "fsdp"),
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "head": None,
+    "layers": None,
+}
+
+
+@gin.configurable
+def device_mesh(
+    *, data: int = 1, fsdp: int = -1, tensor: int = 1, sequence: int = 1, expert: int = 1
+) -> Mesh:
+    """Return the mesh over all devices; one axis may be -1 and takes what the others leave.
+
+    Raises:
+      AyaError: the sizes do not multiply to the number of devices.
+    """
+    sizes = [data, fsdp, tensor, sequence, expert]
+    count = jax.device_count()
+    known = math.prod(size for size in sizes if size > 0)
+    if sizes.count(-1) > 1 or count % known or (-1 not in sizes and known != count):
+        raise AyaError(
+            f"device_mesh: {dict(zip(AXES, sizes, strict=True))} does not fit {count} devices; "
+            "the sizes must multiply to that number, and one may be -1"
+        )
+    shape = [count // known if size == -1 else size for size in sizes]
+    return Mesh(np.asarray(jax.devices()).reshape(shape), AXES)
+
+
+@gin.configurable
+def logical_rules(*, rules: Mapping[str, Any] | None = None) -> tuple[tuple[str, Any], ...]:
+    """Return the rules from logical axes to mesh axes; `rules` overrides single defaults."""
+    merged = {**DEFAULT_RULES, **(rules or {})}
+    return tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in merged.items())
+
+
+def shardings(logical_specs: Any, mesh: Mesh, rules: tuple[tuple[str, Any], ...]) -> Any:
+    """Return the `NamedSharding` of every leaf of a pytree of logical `PartitionSpec`s."""
+    return nn.logical_to_mesh_sharding(logical_specs, mesh, rules)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding that keeps a whole copy on each device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, rules: tuple[tuple[str, Any], ...]) -> NamedSharding:
+    """Return the sharding of arrays whose first axis is the batch."""
+    return NamedSharding(mesh, PartitionSpec(dict(rules)["batch"]))

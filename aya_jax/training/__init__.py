@@ -1,0 +1,1 @@
+"""Train state, the step, the objectives and the loop."""

@@ -1,0 +1,115 @@
+"""What a step minimises: a batch and parameters in, a `Total` out.
+
+Objectives are frozen dataclasses, so that equal ones share one compiled step.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from aya_jax.losses.dpo import dpo_loss
+from aya_jax.losses.reward import bradley_terry_loss
+from aya_jax.losses.sft import sft_loss
+from aya_jax.losses.total import Total
+from aya_jax.models.config import DecoderConfig
+from aya_jax.models.decoder import Batch, Params
+from aya_jax.models.heads import rewards, target_logprobs
+
+Arrays = dict[str, jax.Array]
+
+
+class Objective(Protocol):
+    """A loss over a batch. `reward_head` tells which parameters it needs."""
+
+    config: DecoderConfig
+    reward_head: bool
+
+    def __call__(self, params: Params, batch: Arrays) -> Total:
+        """Return the summed loss, the count and the metrics of the batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class SFT:
+    """Negative log-likelihood of completion tokens in packed rows."""
+
+    config: DecoderConfig
+    dtype: Any = jnp.float32
+    remat: bool = False
+    reward_head: bool = False
+
+    def __call__(self, params: Params, batch: Arrays) -> Total:
+        """`batch`: tokens, positions, segment_ids int32 [B, T] and mask bool [B, T]."""
+        rows = Batch(batch["tokens"], batch["positions"], batch["segment_ids"])
+        logprobs = target_logprobs(
+            self.config, params, rows, batch["mask"], dtype=self.dtype, remat=self.remat
+        )
+        return sft_loss(logprobs, batch["mask"])
+
+
+def _pairs(batch: Arrays) -> tuple[Batch, jax.Array]:
+    """Return chosen and rejected rows stacked to [2P, T], and their completion mask."""
+
+    def stack(name: str) -> jax.Array:
+        return jnp.concatenate([batch[f"chosen_{name}"], batch[f"rejected_{name}"]])
+
+    return Batch(stack("tokens"), stack("positions"), stack("segment_ids")), stack("mask")
+
+
+@dataclass(frozen=True)
+class DPO:
+    """Preference optimisation against reference log-probabilities kept with the data."""
+
+    config: DecoderConfig
+    beta: float
+    variant: str = "sigmoid"
+    label_smoothing: float = 0.0
+    sft_weight: float = 0.0
+    dtype: Any = jnp.float32
+    remat: bool = False
+    reward_head: bool = False
+
+    def __call__(self, params: Params, batch: Arrays) -> Total:
+        """`batch`: chosen_* and rejected_* rows [P, T], reference_chosen and _rejected [P].
+
+        `sft_weight` adds the mean negative log-likelihood of each chosen completion
+        (RPO, arXiv 2404.19733, equation 1), which keeps its likelihood from falling.
+        """
+        rows, mask = _pairs(batch)
+        each = target_logprobs(
+            self.config, params, rows, mask, dtype=self.dtype, remat=self.remat
+        )
+        chosen, rejected = jnp.split(each.sum(-1), 2)
+        total = dpo_loss(
+            chosen,
+            rejected,
+            batch["reference_chosen"],
+            batch["reference_rejected"],
+            beta=self.beta,
+            variant=self.variant,
+            label_smoothing=self.label_smoothing,
+        )
+        nll = (-chosen / jnp.maximum(batch["chosen_mask"].sum(-1), 1)).sum()
+        loss = total.loss + self.sft_weight * nll
+        metrics = {**total.metrics, "loss": (loss, total.count), "nll_loss": (nll, total.count)}
+        return Total(loss, total.count, metrics)
+
+
+@dataclass(frozen=True)
+class Reward:
+    """Bradley-Terry on pairs, for the decoder with a scalar head."""
+
+    config: DecoderConfig
+    center_coefficient: float = 0.0
+    dtype: Any = jnp.float32
+    remat: bool = False
+    reward_head: bool = True
+
+    def __call__(self, params: Params, batch: Arrays) -> Total:
+        """`batch`: chosen_* and rejected_* rows [P, T]."""
+        rows, _ = _pairs(batch)
+        each = rewards(self.config, params, rows, dtype=self.dtype, remat=self.remat)
+        chosen, rejected = jnp.split(each, 2)
+        return bradley_terry_loss(chosen, rejected, center_coefficient=self.center_coefficient)

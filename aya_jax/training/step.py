@@ -1,0 +1,119 @@
+"""The jitted train step: gradients over micro-batches, AdamW, metrics."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from aya_jax.losses.total import add
+from aya_jax.models.decoder import Params, logical_axes
+from aya_jax.sharding.mesh import batch_sharding, replicated, shardings
+from aya_jax.training.objectives import Arrays, Objective
+from aya_jax.training.optimizer import AdamW
+
+Metrics = dict[str, jax.Array]
+Rules = tuple[tuple[str, Any], ...]
+
+
+class TrainState(NamedTuple):
+    """All that changes during training; the data and the learning rate follow from `step`."""
+
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+
+
+class Program(NamedTuple):
+    """A compiled step with the shardings of what it takes: `step(state, batch, lr)`."""
+
+    init: Callable[[Params], TrainState]
+    step: Callable[[TrainState, Arrays, jax.Array], tuple[TrainState, Metrics]]
+    batch_sharding: jax.sharding.NamedSharding
+
+
+@lru_cache(maxsize=16)
+def train_program(
+    objective: Objective, optimizer: AdamW, mesh: Mesh, rules: Rules, accumulate: int = 1
+) -> Program:
+    """Return the program of an objective; equal arguments share one, hence one compilation.
+
+    Args:
+      objective: what is minimised.
+      optimizer: AdamW's settings.
+      mesh, rules: where parameters and batches live.
+      accumulate: micro-batches a step; the batch is split into so many along its first axis, and
+        the gradient is that of the mean over the whole batch.
+    """
+    transform = optimizer.transform()
+    param_sharding = shardings(
+        logical_axes(objective.config, reward_head=objective.reward_head), mesh, rules
+    )
+    whole = replicated(mesh)
+
+    def fresh(params: Params) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params))
+
+    def place(tree: Any) -> Any:
+        """Moments are sharded as their parameters; whatever else the state holds is replicated."""
+        like = jax.tree.structure(param_sharding)
+        return jax.tree.map(
+            lambda node: param_sharding if jax.tree.structure(node) == like else whole,
+            tree,
+            is_leaf=lambda node: jax.tree.structure(node) == like,
+        )
+
+    abstract = jax.eval_shape(
+        lambda specs: fresh(jax.tree.map(lambda _: jnp.zeros(()), specs)),
+        jax.tree.map(lambda _: jnp.zeros(()), param_sharding),
+    )
+    state_sharding = place(abstract)
+
+    def gradients(params: Params, batch: Arrays) -> tuple[Params, Any]:
+        def loss(params: Params) -> tuple[jax.Array, Any]:
+            total = objective(params, batch)
+            return total.loss, total
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    def step(
+        state: TrainState, batch: Arrays, learning_rate: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        if accumulate == 1:
+            grads, total = gradients(state.params, batch)
+        else:
+            micro = jax.tree.map(
+                lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch
+            )
+            zeros = jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype),
+                jax.eval_shape(gradients, state.params, jax.tree.map(lambda x: x[0], micro)),
+            )
+
+            def body(carry: Any, part: Arrays) -> tuple[Any, None]:
+                grads, total = gradients(state.params, part)
+                return (jax.tree.map(jnp.add, carry[0], grads), add(carry[1], total)), None
+
+            (grads, total), _ = jax.lax.scan(body, zeros, micro)
+        count = jnp.maximum(total.count, 1.0)
+        grads = jax.tree.map(lambda g: g / count, grads)
+        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+        metrics = {name: s / jnp.maximum(n, 1.0) for name, (s, n) in total.metrics.items()}
+        metrics["grad_norm"] = optax.global_norm(grads)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    rows = batch_sharding(mesh, rules)
+    return Program(
+        jax.jit(fresh, in_shardings=(param_sharding,), out_shardings=state_sharding),
+        jax.jit(
+            step,
+            in_shardings=(state_sharding, rows, None),
+            out_shardings=(state_sharding, whole),
+            donate_argnums=0,
+        ),
+        rows,
+    )
