@@ -1,0 +1,189 @@
+"""Batched sampling. A completion depends on (prompt, model, seed, sample index) and nothing else.
+
+Each row has a random key of its own, made of the seed, the prompt's tokens and the sample index, and
+every batch has the same number of rows, so who shares a batch changes nothing.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aya_jax.data.tokenizer import Tokenizer
+from aya_jax.errors import AyaError
+from aya_jax.models.config import DecoderConfig
+from aya_jax.models.decoder import Cache, Params, decode_step, plain_batch, prefill
+from aya_jax.models.heads import logits
+
+
+def choose(
+    logits_BV: jax.Array,
+    keys_B: jax.Array,
+    temperature: jax.Array,
+    *,
+    top_k: int | None,
+    top_p: float | None,
+) -> jax.Array:
+    """Return one token a row, int32 [B]: the best at temperature 0, else a sample.
+
+    `top_k` keeps the k best, `top_p` the smallest set whose probability reaches it
+    (nucleus sampling, arXiv 1904.09751).
+    """
+    scaled = logits_BV / jnp.maximum(temperature, 1e-6)
+    if top_k is not None:
+        kth = jax.lax.top_k(scaled, top_k)[0][:, -1:]
+        scaled = jnp.where(scaled < kth, -jnp.inf, scaled)
+    if top_p is not None:
+        ordered = -jnp.sort(-scaled, axis=-1)
+        before = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)
+        least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        scaled = jnp.where(scaled < least, -jnp.inf, scaled)
+    sampled = jax.vmap(jax.random.categorical)(keys_B, scaled)
+    return jnp.where(temperature > 0, sampled, logits_BV.argmax(-1)).astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnames=("config", "max_new_tokens", "eos_id", "greedy", "top_k", "top_p"))
+def _sample(
+    params: Params,
+    tokens_BP: jax.Array,
+    lengths_B: jax.Array,
+    keys_B: jax.Array,
+    temperature: jax.Array,
+    *,
+    config: DecoderConfig,
+    max_new_tokens: int,
+    eos_id: int,
+    greedy: bool,
+    top_k: int | None,
+    top_p: float | None,
+) -> jax.Array:
+    """Return int32 [B, max_new_tokens], each row closed by `eos_id` and then filled with it."""
+    b, p = tokens_BP.shape
+    mask = jnp.arange(p) < lengths_B[:, None]
+    hidden, cache = prefill(config, params, plain_batch(tokens_BP, mask))
+    room = ((0, 0), (0, 0), (0, max_new_tokens), (0, 0), (0, 0))
+    cache = Cache(jnp.pad(cache.keys, room), jnp.pad(cache.values, room))
+    last = jnp.take_along_axis(hidden, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+
+    def pick(hidden_BD: jax.Array, index: jax.Array) -> jax.Array:
+        scores = logits(config, params, hidden_BD)
+        if greedy:
+            return scores.argmax(-1).astype(jnp.int32)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, index)
+        return choose(scores, keys, temperature, top_k=top_k, top_p=top_p)
+
+    def unfinished(carry: Any) -> jax.Array:
+        index, _, _, _, done = carry
+        return (index < max_new_tokens) & ~done.all()
+
+    def advance(carry: Any) -> Any:
+        index, out, cache, hidden, done = carry
+        token = jnp.where(done, eos_id, pick(hidden, index))
+        out = out.at[:, index].set(token)
+        done = done | (token == eos_id)
+        hidden, cache = decode_step(config, params, cache, token, lengths_B + index)
+        return index + 1, out, cache, hidden, done
+
+    out = jnp.full((b, max_new_tokens), eos_id, jnp.int32)
+    start = (jnp.int32(0), out, cache, last, lengths_B == 0)
+    return jax.lax.while_loop(unfinished, advance, start)[1]
+
+
+def _prompt_key(ids: Sequence[int]) -> int:
+    return int.from_bytes(hashlib.sha256(np.asarray(ids, np.int32).tobytes()).digest()[:4], "big")
+
+
+@gin.configurable(denylist=["config", "params", "tokenizer", "conversations"])
+def sample(
+    config: DecoderConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    conversations: Sequence[Sequence[Mapping[str, str]]],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    samples: int = 1,
+    seed: int = 0,
+    batch_size: int = 64,
+    prompt_multiple: int = 32,
+) -> list[list[str]]:
+    """Return `samples` completions of each conversation, in order.
+
+    Args:
+      config, params, tokenizer: the model.
+      conversations: lists of messages, each to be answered by the assistant.
+      max_new_tokens: the longest completion.
+      temperature: 0 takes the likeliest token, 1 samples from the model.
+      top_k, top_p: see `choose`.
+      samples: completions a prompt, told apart by their index.
+      seed: of the sampling.
+      batch_size: rows decoded together; changes speed only.
+      prompt_multiple: prompts are padded to a multiple of this many tokens, so that few programs
+        are compiled.
+
+    Raises:
+      AyaError: a prompt leaves no room in the context.
+    """
+    jobs: list[tuple[int, int, list[int]]] = []
+    for i, messages in enumerate(conversations):
+        ids = tokenizer.encode_chat(messages)
+        if len(ids) + max_new_tokens > config.max_position_embeddings:
+            raise AyaError(
+                f"prompt {i + 1} has {len(ids)} tokens; with {max_new_tokens} new ones it exceeds "
+                f"the context of {config.max_position_embeddings}; shorten it or lower max_new_tokens"
+            )
+        jobs.extend((i, s, ids) for s in range(samples))
+    texts: list[list[str]] = [[""] * samples for _ in conversations]
+    for width, batch in _batches(jobs, batch_size, prompt_multiple):
+        tokens = np.zeros((batch_size, width), np.int32)
+        lengths = np.zeros(batch_size, np.int32)
+        seeds = np.zeros((batch_size, 2), np.uint32)
+        for row, (_, s, ids) in enumerate(batch):
+            tokens[row, : len(ids)], lengths[row] = ids, len(ids)
+            seeds[row] = _prompt_key(ids), s
+        out = np.asarray(
+            _sample(
+                params,
+                tokens,
+                lengths,
+                _keys(seed, seeds),
+                jnp.float32(temperature),
+                config=config,
+                max_new_tokens=max_new_tokens,
+                eos_id=tokenizer.eos_id,
+                greedy=temperature == 0,
+                top_k=top_k,
+                top_p=top_p,
+            )
+        )
+        for row, (i, s, _) in enumerate(batch):
+            ids = out[row].tolist()
+            stop = ids.index(tokenizer.eos_id) if tokenizer.eos_id in ids else len(ids)
+            texts[i][s] = tokenizer.decode(ids[:stop]).strip()
+    return texts
+
+
+@jax.jit
+def _keys(seed: int, seeds_B2: jax.Array) -> jax.Array:
+    base = jax.random.key(seed)
+    return jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(base, s[0]), s[1]))(seeds_B2)
+
+
+def _batches(
+    jobs: Sequence[tuple[int, int, list[int]]], size: int, multiple: int
+) -> Iterator[tuple[int, Sequence[tuple[int, int, list[int]]]]]:
+    """Yield (padded width, jobs); the width of a prompt follows from its own length alone."""
+    widths: dict[int, list[tuple[int, int, list[int]]]] = {}
+    for job in jobs:
+        widths.setdefault(-(-len(job[2]) // multiple) * multiple, []).append(job)
+    for width in sorted(widths):
+        same = widths[width]
+        for start in range(0, len(same), size):
+            yield width, same[start : start + size]

@@ -1,0 +1,123 @@
+"""The training loop: a pure function of (parameters, data, settings) that survives being killed."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aya_jax.data.loader import Loader
+from aya_jax.errors import AyaError
+from aya_jax.models.decoder import Params
+from aya_jax.sharding.mesh import device_mesh, logical_rules
+from aya_jax.training.objectives import Objective
+from aya_jax.training.optimizer import AdamW, learning_rate_at
+from aya_jax.training.step import train_program
+
+Observer = Callable[[int, Mapping[str, float]], None]
+
+
+class Store(Protocol):
+    """Where the loop keeps its state; `checkpoints.train_store.TrainStore` is one."""
+
+    def save(self, step: int, state: Any) -> None:
+        """Write the whole state or nothing."""
+
+    def latest_step(self) -> int | None:
+        """Return the step of the newest whole checkpoint."""
+
+    def restore(self, step: int | None, like: Any) -> tuple[int, Any]:
+        """Return the step and state of a checkpoint, bit for bit as they were saved."""
+
+
+@gin.configurable(denylist=["objective", "params", "arrays", "store", "observe"])
+def train(
+    objective: Objective,
+    params: Params,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    store: Store,
+    observe: Observer = lambda step, figures: None,
+    steps: int | None = None,
+    epochs: float = 1.0,
+    batch_size: int = 16,
+    learning_rate: float = 1e-3,
+    schedule: str = "cosine",
+    warmup: float = 0.05,
+    final_learning_rate: float = 0.1,
+    weight_decay: float = 0.0,
+    clip_norm: float = 1.0,
+    accumulate: int = 1,
+    seed: int = 0,
+    log_every: int = 10,
+    checkpoint_every: int = 100,
+) -> int:
+    """Minimise `objective` over `arrays` and leave the last state in `store`; return its step.
+
+    Resumes from the newest checkpoint in `store`, and then ends in the same bits as an unbroken
+    run: the batch and the learning rate of a step follow from its number.
+
+    Args:
+      objective: the loss.
+      params: where training starts (not changed).
+      arrays: training rows, equal first axes.
+      store: keeps the train state, every `checkpoint_every` steps and at the end.
+      observe: told the step and the figures of every `log_every`-th step and the last.
+      steps: number of updates; if absent, `epochs` passes over the rows.
+      epochs: passes over the data where `steps` is absent.
+      batch_size: rows an update, over all processes and micro-batches.
+      learning_rate, schedule, warmup, final_learning_rate: see `optimizer.learning_rate_at`.
+      weight_decay, clip_norm: see `optimizer.AdamW`.
+      accumulate: micro-batches an update.
+      seed: of the order of the data.
+      log_every, checkpoint_every: in steps.
+
+    Raises:
+      AyaError: the batch does not divide, or the loss is no longer a number.
+    """
+    if batch_size % (accumulate * jax.process_count()):
+        raise AyaError(
+            f"train.batch_size {batch_size} must be a multiple of train.accumulate {accumulate} "
+            f"times the {jax.process_count()} processes"
+        )
+    count = len(next(iter(arrays.values())))
+    total = steps if steps is not None else max(1, math.ceil(epochs * count / batch_size))
+    program = train_program(
+        objective,
+        AdamW(weight_decay=weight_decay, clip_norm=clip_norm),
+        device_mesh(),
+        logical_rules(),
+        accumulate,
+    )
+    loader = Loader(arrays, batch_size=batch_size, seed=seed)
+    # The step donates its state: start from a copy, the caller's parameters stay whole.
+    state = program.init(jax.tree.map(jnp.array, params))
+    done = store.latest_step()
+    if done is not None:
+        done, state = store.restore(None, state)
+    for step in range(done or 0, total):
+        rate = learning_rate_at(
+            step,
+            peak=learning_rate,
+            steps=total,
+            warmup=warmup,
+            schedule=schedule,
+            final=final_learning_rate,
+        )
+        batch = jax.device_put(loader[step], program.batch_sharding)
+        state, metrics = program.step(state, batch, jnp.float32(rate))
+        done = step + 1
+        if done % log_every == 0 or done == total:
+            figures = {name: float(value) for name, value in metrics.items()}
+            if not math.isfinite(figures["loss"]):
+                raise AyaError(
+                    f"train: the loss is {figures['loss']} at step {done}; "
+                    "lower train.learning_rate or look at the data of that step"
+                )
+            observe(done, {**figures, "learning_rate": rate, "total": total})
+        if done % checkpoint_every == 0 or done == total:
+            store.save(done, state)
+    return total

@@ -1,0 +1,11 @@
+"""Attention and output-layer operations for JAX, usable without aya_jax.
+
+One folder an operation: `reference.py` defines it in a few lines, the other modules are backends of
+the same signature, and `api.py` chooses one.
+"""
+
+from aya_kernels.attention.api import attention
+from aya_kernels.decode_attention.api import decode_attention
+from aya_kernels.linear_logprob.api import linear_logprob
+
+__all__ = ["attention", "decode_attention", "linear_logprob"]

@@ -1,0 +1,1 @@
+"""The operation `attention`: its definition, its backends and its signature."""

@@ -1,0 +1,32 @@
+"""The definition of attention in a few lines of jax.numpy, in float32."""
+
+import jax
+import jax.numpy as jnp
+
+from aya_kernels.attention.mask import SegmentIds, visible
+
+
+def reference_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    causal: bool,
+    segment_ids: SegmentIds | None,
+    window: int | None,
+    softcap: float | None,
+    scale: float,
+) -> jax.Array:
+    """`softmax(softcap(scale * q k^T) + mask) v`; q [B, T, N, H], k and v [B, S, K, H]."""
+    groups = q.shape[2] // k.shape[2]
+    k32 = jnp.repeat(k.astype(jnp.float32), groups, axis=2)
+    v32 = jnp.repeat(v.astype(jnp.float32), groups, axis=2)
+    scores = jnp.einsum("btnh,bsnh->bnts", q.astype(jnp.float32), k32, precision="highest") * scale
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    mask = visible(
+        q.shape[1], k.shape[1], causal=causal, segment_ids=segment_ids, window=window
+    )[:, None]
+    weights = jax.nn.softmax(scores, axis=-1, where=mask, initial=-1e30)
+    out = jnp.einsum("bnts,bsnh->btnh", jnp.where(mask, weights, 0.0), v32, precision="highest")
+    return out.astype(q.dtype)

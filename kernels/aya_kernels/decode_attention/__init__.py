@@ -1,0 +1,1 @@
+"""The operation `decode_attention`: its definition, its backends and its signature."""

@@ -1,0 +1,30 @@
+"""The definition of decode_attention: attention of one query over the filled part of a cache."""
+
+import jax
+import jax.numpy as jnp
+
+
+def reference_decode_attention(
+    q: jax.Array,
+    k_cache: jax.Array,
+    v_cache: jax.Array,
+    lengths: jax.Array,
+    *,
+    window: int | None,
+    softcap: float | None,
+    scale: float,
+) -> jax.Array:
+    """q [B, N, H]; caches [B, S, K, H]; row b sees slots lengths[b] - window .. lengths[b] - 1."""
+    groups = q.shape[1] // k_cache.shape[2]
+    keys = jnp.repeat(k_cache.astype(jnp.float32), groups, axis=2)
+    values = jnp.repeat(v_cache.astype(jnp.float32), groups, axis=2)
+    scores = jnp.einsum("bnh,bsnh->bns", q.astype(jnp.float32), keys, precision="highest") * scale
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    slots = jnp.arange(keys.shape[1])
+    mask = slots < lengths[:, None]
+    if window is not None:
+        mask &= slots >= lengths[:, None] - window
+    weights = jax.nn.softmax(scores, axis=-1, where=mask[:, None], initial=-1e30)
+    weights = jnp.where(mask[:, None], weights, 0.0)
+    return jnp.einsum("bns,bsnh->bnh", weights, values, precision="highest").astype(q.dtype)

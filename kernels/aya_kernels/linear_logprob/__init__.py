@@ -1,0 +1,1 @@
+"""The operation `linear_logprob`: its definition, its backends and its signature."""
