@@ -1,0 +1,1 @@
+"""Model directories and the checkpoints of a training run, both Orbax underneath."""

@@ -1,0 +1,103 @@
+"""The model directory: config.json, tokenizer files, params/ (Orbax) and lineage.json."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from aya_jax.checkpoints.store import leaf_checksums, read_tree, write_tree
+from aya_jax.data.files import atomic_directory, atomic_write, fingerprint
+from aya_jax.errors import AyaError
+
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json")
+
+
+def params_fingerprint(params: Any) -> str:
+    """Return the sha256 over the paths, dtypes, shapes and bytes of all leaves."""
+    return fingerprint(leaf_checksums(params))
+
+
+def save_model(
+    path: str | Path,
+    *,
+    config: Mapping[str, Any],
+    params: Any,
+    lineage: Mapping[str, Any],
+    tokenizer_dir: str | Path,
+    replace: bool = False,
+) -> Path:
+    """Write a whole model directory or none.
+
+    Args:
+      path: where.
+      config: the content of `config.json`.
+      params: nested dict of arrays.
+      lineage: what made the model (stage, method, parents, data); `params_fingerprint` is added.
+      tokenizer_dir: a folder (another model directory will do) whose tokenizer is copied.
+      replace: whether a directory already at `path` may be replaced.
+
+    Raises:
+      AyaError: see `atomic_directory`.
+    """
+    path = Path(path)
+    with atomic_directory(path, replace=replace) as partial:
+        fill_model(
+            partial, config=config, params=params, lineage=lineage, tokenizer_dir=tokenizer_dir
+        )
+    return path
+
+
+def fill_model(
+    directory: Path,
+    *,
+    config: Mapping[str, Any],
+    params: Any,
+    lineage: Mapping[str, Any],
+    tokenizer_dir: str | Path,
+) -> None:
+    """Write the files of a model into a folder that its caller commits."""
+    write_tree(directory, "params", params)
+    for name in TOKENIZER_FILES:
+        source = Path(tokenizer_dir, name)
+        if not source.is_file():
+            raise AyaError(f"{source}: no such file; {tokenizer_dir} has no tokenizer")
+        shutil.copyfile(source, directory / name)
+    whole = {**lineage, "params_fingerprint": params_fingerprint(params)}
+    for name, content in (("config.json", config), ("lineage.json", whole)):
+        atomic_write(directory / name, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise AyaError(f"{path}: no such file; {path.parent} is no model directory") from None
+    except (OSError, ValueError) as error:
+        raise AyaError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise AyaError(f"{path}: must hold a JSON object")
+    return content
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """Return the content of `config.json`."""
+    return _read_json(Path(path, "config.json"))
+
+
+def load_lineage(path: str | Path) -> dict[str, Any]:
+    """Return the content of `lineage.json`."""
+    return _read_json(Path(path, "lineage.json"))
+
+
+def load_params(path: str | Path, *, dtype: Any = None) -> Any:
+    """Return the parameters as arrays on the default device, every file checked.
+
+    Raises:
+      AyaError: a file is missing or damaged.
+    """
+    tree = read_tree(Path(path), "params")
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)

@@ -1,0 +1,75 @@
+"""Pytrees on the disk: Orbax, with a checksum of every file."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from aya_jax.data.files import atomic_write, fingerprint_file
+from aya_jax.errors import AyaError
+
+CHECKSUMS = "checksums.json"
+
+# Orbax tells every save and restore through absl; people want our lines, and its errors only.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def leaf_checksums(tree: Any) -> dict[str, str]:
+    """Return the sha256 of each leaf (dtype, shape and bytes) by its path, sorted."""
+    sums = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        head = f"{array.dtype.name}{array.shape}".encode()
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        sums[name] = hashlib.sha256(head + array.tobytes()).hexdigest()
+    return dict(sorted(sums.items()))
+
+
+def _file_checksums(place: Path) -> dict[str, str]:
+    files = sorted(path for path in place.rglob("*") if path.is_file())
+    return {path.relative_to(place).as_posix(): fingerprint_file(path) for path in files}
+
+
+def write_tree(directory: Path, name: str, tree: Any) -> None:
+    """Write `tree` as `directory/name`, with the checksums of its files beside it."""
+    place = directory / name
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(place.absolute(), tree, force=True)
+    sums = _file_checksums(place)
+    atomic_write(directory / f"{name}.{CHECKSUMS}", json.dumps(sums, indent=1) + "\n")
+
+
+def read_tree(directory: Path, name: str, like: Any = None) -> Any:
+    """Read what `write_tree` wrote, every file checked before Orbax sees it.
+
+    Args:
+      directory, name: as written.
+      like: a tree of arrays or `ShapeDtypeStruct`s with shardings, to restore onto devices in
+        that structure; NumPy arrays in nested dicts if absent.
+
+    Raises:
+      AyaError: a file is missing, truncated or changed; the message names it.
+    """
+    place = directory / name
+    listing = directory / f"{name}.{CHECKSUMS}"
+    try:
+        expected = json.loads(listing.read_text())
+    except FileNotFoundError:
+        raise AyaError(f"{listing}: no such file; {directory} holds no whole checkpoint") from None
+    except (OSError, ValueError) as error:
+        raise AyaError(f"{listing}: cannot be read ({error})") from None
+    actual = _file_checksums(place)
+    for file, checksum in expected.items():
+        if actual.get(file) != checksum:
+            fault = "is damaged" if file in actual else "is missing"
+            raise AyaError(f"{place / file}: {fault}; restore the checkpoint from a copy")
+    with ocp.StandardCheckpointer() as checkpointer:
+        if like is None:
+            shapes = checkpointer.metadata(place.absolute()).item_metadata.tree
+            like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+        return checkpointer.restore(place.absolute(), like)

@@ -1,0 +1,68 @@
+"""The checkpoints of one training run: whole or absent, checked, and falling back when damaged."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from aya_jax.checkpoints.store import read_tree, write_tree
+from aya_jax.data.files import atomic_directory
+from aya_jax.errors import AyaError
+
+log = logging.getLogger(__name__)
+
+
+class TrainStore:
+    """Numbered checkpoints under `directory`, the newest `keep` of them."""
+
+    def __init__(self, directory: str | Path, *, keep: int = 2) -> None:
+        self.directory = Path(directory)
+        self.keep = keep
+
+    def _place(self, step: int) -> Path:
+        return self.directory / f"step_{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a whole checkpoint, oldest first."""
+        return sorted(int(path.name[5:]) for path in self.directory.glob("step_*"))
+
+    def latest_step(self) -> int | None:
+        """Return the step of the newest checkpoint, None if there is none."""
+        return max(self.steps(), default=None)
+
+    def save(self, step: int, state: Any) -> None:
+        """Write the whole state or nothing, then drop what is older than the newest `keep`.
+
+        A state is a named tuple of pytrees; it is kept as a list of its leaves in tree order.
+        """
+        with atomic_directory(self._place(step), replace=True) as partial:
+            write_tree(partial, "state", _as_dict(state))
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(self._place(old))
+
+    def restore(self, step: int | None, like: Any) -> tuple[int, Any]:
+        """Return the step and state of a checkpoint, bit for bit as they were saved.
+
+        Where `step` is None the newest is taken; if it is damaged, the one before, with a warning.
+
+        Raises:
+          AyaError: no whole checkpoint is left.
+        """
+        candidates = [step] if step is not None else self.steps()[::-1]
+        problem = AyaError(f"{self.directory}: there is no checkpoint")
+        for candidate in candidates:
+            try:
+                leaves = read_tree(self._place(candidate), "state", _as_dict(like))
+            except AyaError as error:
+                problem = error
+                log.warning("%s; trying the checkpoint before", error)
+                continue
+            ordered = [leaves[name] for name in sorted(leaves)]
+            return candidate, jax.tree.unflatten(jax.tree.structure(like), ordered)
+        raise problem
+
+
+def _as_dict(state: Any) -> dict[str, Any]:
+    return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}

@@ -1,0 +1,118 @@
+"""Whole files or none: atomic writes, atomic directories and fingerprints."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aya_jax.errors import AyaError
+
+
+@contextmanager
+def told_plainly(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write at `path` into one-line `AyaError`s."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise AyaError(f"{path}: the disk is full; free some space and run it again") from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise AyaError(f"{path}: cannot be written; check the permissions") from None
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise AyaError(f"{path}: its folder does not exist; create it first") from None
+        raise
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(path: Path) -> None:
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with open(Path(folder, name), "rb") as file:
+                os.fsync(file.fileno())
+        _sync_directory(Path(folder))
+
+
+def atomic_write(path: str | Path, data: str | bytes) -> None:
+    """Write a file under another name beside its place, and rename it there when it is whole.
+
+    Raises:
+      AyaError: the disk is full, or the folder is missing or not writable.
+    """
+    path = Path(path)
+    content = data.encode("utf-8") if isinstance(data, str) else data
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with told_plainly(path):
+        try:
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            _sync_directory(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def commit_directory(partial: Path, path: Path, *, replace: bool = False) -> None:
+    """Rename the whole directory `partial` to `path`, its content on the disk first.
+
+    Raises:
+      AyaError: `path` exists and `replace` is False.
+    """
+    _sync_tree(partial)
+    if path.exists():
+        if not replace:
+            raise AyaError(f"{path}: exists already; remove it or give another place")
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        os.rename(path, old)
+        os.rename(partial, path)
+        shutil.rmtree(old)
+    else:
+        os.rename(partial, path)
+    _sync_directory(path.parent)
+
+
+@contextmanager
+def atomic_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a folder to fill; it takes the name `path` when the block ends, and is removed if not.
+
+    Raises:
+      AyaError: `path` exists and `replace` is False, the disk is full, or the place not writable.
+    """
+    path = Path(path).absolute()
+    if path.exists() and not replace:
+        raise AyaError(f"{path}: exists already; remove it or give another place")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with told_plainly(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+            commit_directory(partial, path, replace=replace)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def fingerprint(value: Any) -> str:
+    """Return the sha256 of a JSON-able value in canonical form."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def fingerprint_file(path: str | Path) -> str:
+    """Return the sha256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
