@@ -1,0 +1,1 @@
+"""Data arbitrage: a pool of teachers answers, an arbiter scores, a router chooses."""

@@ -1,0 +1,87 @@
+"""The teacher pool: models that answer now, and files of answers recorded before."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from aya_jax.arbitrage.arbiter import score
+from aya_jax.data.records import Record, prompt_messages, read_records
+from aya_jax.errors import AyaError
+from aya_jax.generation.engine import sample
+from aya_jax.model import Model, load
+
+Answerer = Callable[[Sequence[Record]], list[str | None]]
+
+
+def model_member(model: Model) -> Answerer:
+    """Return a pool member that answers each prompt once with `model`."""
+
+    def answer(records: Sequence[Record]) -> list[str | None]:
+        prompts = [prompt_messages(record) for record in records]
+        return [texts[0] for texts in sample(model.config, model.params, model.tokenizer, prompts)]
+
+    return answer
+
+
+def recorded_member(records: Sequence[Record]) -> Answerer:
+    """Return a pool member that answers with completions recorded for the same prompts.
+
+    A prompt is found by its language and text; None is the answer to one that was not recorded.
+    """
+    known = {(r.get("language"), r["prompt"]): r["completion"] for r in records}
+
+    def answer(asked: Sequence[Record]) -> list[str | None]:
+        return [known.get((r.get("language"), r["prompt"])) for r in asked]
+
+    return answer
+
+
+def open_pool(paths: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str, Answerer]:
+    """Return the pool's members by name: model directories, and JSONL files of completions.
+
+    A file whose records name a `model` gives one member for each of its models.
+
+    Raises:
+      AyaError: a path is neither, or the pool is empty.
+    """
+    named = paths.items() if isinstance(paths, Mapping) else ((Path(p).name, p) for p in paths)
+    pool: dict[str, Answerer] = {}
+    for name, path in named:
+        if Path(path).is_dir():
+            pool[name] = model_member(load(path, reward=False))
+            continue
+        by_model: dict[str, list[Record]] = {}
+        for record in read_records(path, required=("prompt", "completion")):
+            by_model.setdefault(str(record.get("model", name)), []).append(record)
+        pool.update({model: recorded_member(part) for model, part in by_model.items()})
+    if not pool:
+        raise AyaError("the teacher pool is empty; name model directories or JSONL files")
+    return pool
+
+
+def answer_and_score(
+    records: Sequence[Record], pool: Mapping[str, Answerer], arbiter: Model
+) -> list[Record]:
+    """Return the records with `candidates`: every member's completion and its reward.
+
+    Args:
+      records: prompts.
+      pool: the members; an answer of None (not recorded) or "" is left out.
+      arbiter: the reward model.
+
+    Raises:
+      AyaError: a prompt got no answer at all.
+    """
+    out: list[Record] = [{**record, "candidates": []} for record in records]
+    for name, answer in pool.items():
+        texts = answer(records)
+        answered = [(r, t) for r, t in zip(out, texts, strict=True) if t]
+        values = score(arbiter, [r for r, _ in answered], [t for _, t in answered])
+        for (record, text), value in zip(answered, values, strict=True):
+            record["candidates"].append({"model": name, "completion": text, "reward": float(value)})
+    for record in out:
+        if not record["candidates"]:
+            raise AyaError(
+                f"record {record.get('id', record['prompt'][:40])!r}: no member of the pool "
+                "answered it; leave it out or add a member"
+            )
+    return out
