@@ -4,6 +4,10 @@ import jax
 import jax.numpy as jnp
 
 SegmentIds = tuple[jax.Array, jax.Array]
+Window = int | jax.Array | None
+
+# Stands for minus infinity: finite, so that a row with nothing to see never makes inf - inf.
+MASKED = -1e30
 
 
 def visible(
@@ -12,12 +16,12 @@ def visible(
     *,
     causal: bool,
     segment_ids: SegmentIds | None,
-    window: int | None,
+    window: Window,
 ) -> jax.Array:
     """Return bool [B or 1, T, S], True where query t may attend to key s.
 
-    With a window w, a query at i sees the keys j with i - w < j (and j <= i where causal). A segment
-    id of 0 is padding: it sees nothing and nothing sees it.
+    With a window w, a query at i sees the keys j with i - w < j <= i where causal, as in Mistral, and
+    with |i - j| < w where not. A segment id of 0 is padding: it sees nothing and nothing sees it.
     """
     i = jnp.arange(q_length)[:, None]
     j = jnp.arange(kv_length)[None, :]
@@ -25,7 +29,7 @@ def visible(
     if causal:
         allowed &= j <= i
     if window is not None:
-        allowed &= (j > i - window) & (j < i + window)
+        allowed &= jnp.abs(i - j) < window
     allowed = allowed[None]
     if segment_ids is not None:
         q_ids, kv_ids = segment_ids

@@ -125,7 +125,17 @@ def _backward_q(  # type: ignore[no-untyped-def]
 
 
 def _backward_kv(  # type: ignore[no-untyped-def]
-    o: Options, q_ref, k_ref, v_ref, q_ids_ref, kv_ids_ref, g_ref, lse_ref, delta_ref, dk_ref, dv_ref
+    o: Options,
+    q_ref,
+    k_ref,
+    v_ref,
+    q_ids_ref,
+    kv_ids_ref,
+    g_ref,
+    lse_ref,
+    delta_ref,
+    dk_ref,
+    dv_ref,
 ):
     j = pl.program_id(2)
     k, v, kv_ids = k_ref[0, 0], v_ref[0, 0], kv_ids_ref[0]

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from aya_kernels.attention.mask import SegmentIds, visible
+from aya_kernels.attention.mask import SegmentIds, Window, visible
 
 
 def reference_attention(
@@ -13,7 +13,7 @@ def reference_attention(
     *,
     causal: bool,
     segment_ids: SegmentIds | None,
-    window: int | None,
+    window: Window,
     softcap: float | None,
     scale: float,
 ) -> jax.Array:
@@ -24,9 +24,11 @@ def reference_attention(
     scores = jnp.einsum("btnh,bsnh->bnts", q.astype(jnp.float32), k32, precision="highest") * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    mask = visible(
-        q.shape[1], k.shape[1], causal=causal, segment_ids=segment_ids, window=window
-    )[:, None]
-    weights = jax.nn.softmax(scores, axis=-1, where=mask, initial=-1e30)
-    out = jnp.einsum("bnts,bsnh->btnh", jnp.where(mask, weights, 0.0), v32, precision="highest")
+    mask = visible(q.shape[1], k.shape[1], causal=causal, segment_ids=segment_ids, window=window)[
+        :, None
+    ]
+    weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
+    # A row that sees nothing is a softmax of no terms; its weights are defined as zeros.
+    weights = jnp.where(mask.any(-1, keepdims=True), weights, 0.0)
+    out = jnp.einsum("bnts,bsnh->btnh", weights, v32, precision="highest")
     return out.astype(q.dtype)

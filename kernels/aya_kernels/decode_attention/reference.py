@@ -10,7 +10,7 @@ def reference_decode_attention(
     v_cache: jax.Array,
     lengths: jax.Array,
     *,
-    window: int | None,
+    window: int | jax.Array | None,
     softcap: float | None,
     scale: float,
 ) -> jax.Array:
@@ -25,6 +25,6 @@ def reference_decode_attention(
     mask = slots < lengths[:, None]
     if window is not None:
         mask &= slots >= lengths[:, None] - window
-    weights = jax.nn.softmax(scores, axis=-1, where=mask[:, None], initial=-1e30)
-    weights = jnp.where(mask[:, None], weights, 0.0)
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
+    weights = jnp.where(mask.any(-1)[:, None, None], weights, 0.0)
     return jnp.einsum("bns,bsnh->bnh", weights, values, precision="highest").astype(q.dtype)

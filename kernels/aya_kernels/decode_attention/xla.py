@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+# Finite, so that a row with nothing to see gives equal weights (zeroed below) and never NaN.
 MASKED = -1e30
 
 
@@ -12,7 +13,7 @@ def xla_decode_attention(
     v_cache: jax.Array,
     lengths: jax.Array,
     *,
-    window: int | None,
+    window: int | jax.Array | None,
     softcap: float | None,
     scale: float,
 ) -> jax.Array:
@@ -28,9 +29,13 @@ def xla_decode_attention(
     mask = slots < lengths[:, None]
     if window is not None:
         mask &= slots >= lengths[:, None] - window
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
-    weights = jnp.where((lengths > 0)[:, None, None, None], weights, 0.0)
+    mask = mask[:, None, None]
+    weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
+    weights = jnp.where(mask.any(-1, keepdims=True), weights, 0.0)
     out = jnp.einsum(
-        "bkgs,bskh->bkgh", weights.astype(v_cache.dtype), v_cache, preferred_element_type=jnp.float32
+        "bkgs,bskh->bkgh",
+        weights.astype(v_cache.dtype),
+        v_cache,
+        preferred_element_type=jnp.float32,
     )
     return out.reshape(b, n, h).astype(q.dtype)
