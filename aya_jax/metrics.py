@@ -1,0 +1,76 @@
+"""Training curves: a JSON Lines file in the stage's folder, and TensorBoard events beside it."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from tensorboardX import SummaryWriter
+
+HISTORY = "metrics.jsonl"
+
+
+class MetricWriter:
+    """Appends the figures of a step to `directory/metrics.jsonl`, and to TensorBoard if asked.
+
+    Args:
+      directory: of the stage.
+      resume_step: what an earlier, killed attempt wrote after this step is dropped first, so that
+        the file ends up as that of an unbroken run.
+      events: the folder of the TensorBoard events, none if absent.
+    """
+
+    def __init__(
+        self, directory: Path, *, resume_step: int = 0, events: Path | None = None
+    ) -> None:
+        path = directory / HISTORY
+        kept = [row for row in read_rows(path) if row["step"] <= resume_step]
+        partial = path.with_suffix(".tmp")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(partial, path)
+        self._file = path.open("a")
+        self._events = SummaryWriter(str(events)) if events else None
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Keep the figures of one step."""
+        self._file.write(json.dumps({"step": step, **figures}) + "\n")
+        self._file.flush()
+        if self._events:
+            for name, value in figures.items():
+                self._events.add_scalar(name, value, step)
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        if self._events:
+            self._events.close()
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """Return the rows of a history file; a last line cut off by a kill is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+def read_history(directory: Path) -> dict[str, list[list[float]]]:
+    """Return `{metric: [[step, value], ...]}` of a stage's folder."""
+    history: dict[str, list[list[float]]] = {}
+    for row in read_rows(directory / HISTORY):
+        for name, value in row.items():
+            if name != "step":
+                history.setdefault(name, []).append([row["step"], value])
+    return history

@@ -1,0 +1,88 @@
+"""The run directory: who owns it, which stages are whole, and what made them."""
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from aya_jax.data.files import atomic_write, commit_directory, told_plainly
+from aya_jax.errors import AyaError
+
+
+class RunDirectory:
+    """`run.json`, `stages/NAME` (whole because renamed there), `metrics/`, and a lock.
+
+    Use as a context manager: the lock is held inside, and the system drops it if we are killed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self._lock: int | None = None
+        self.state: dict[str, Any] = {"stages": {}}
+
+    def __enter__(self) -> "RunDirectory":
+        with told_plainly(self.path):
+            (self.path / "stages").mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AyaError(
+                f"{self.path}: another run is at work in this directory; "
+                "wait for it to end or give another --run_dir"
+            ) from None
+        run = self.path / "run.json"
+        if run.exists():
+            try:
+                self.state = json.loads(run.read_text())
+            except ValueError as error:
+                raise AyaError(f"{run}: cannot be read ({error}); remove it to start over") from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def stage_path(self, name: str) -> Path:
+        """Return the folder of a whole stage."""
+        return self.path / "stages" / name
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """Return what `run.json` knows of a stage that is whole, {} otherwise."""
+        return self.state["stages"].get(name, {}) if self.stage_path(name).is_dir() else {}
+
+    def open_stage(self, name: str, fingerprint: str) -> Path:
+        """Return the folder to work in; what a killed attempt of the same stage left is kept."""
+        partial = self.path / "stages" / f"{name}.partial"
+        mark = partial / "fingerprint"
+        if not mark.exists() or mark.read_text() != fingerprint:
+            shutil.rmtree(partial, ignore_errors=True)
+            with told_plainly(partial):
+                partial.mkdir()
+            atomic_write(mark, fingerprint)
+        return partial
+
+    def close_stage(self, name: str, entry: dict[str, Any]) -> None:
+        """Rename the finished folder into place and note what made it.
+
+        The note comes first: a kill between the two leaves a stage without its folder, which is
+        not whole and runs again.
+        """
+        place = self.stage_path(name)
+        if place.exists():
+            shutil.rmtree(place)
+        self.state["stages"][name] = entry
+        self.save()
+        commit_directory(place.with_name(f"{name}.partial"), place)
+
+    def save(self) -> None:
+        """Write `run.json`."""
+        atomic_write(self.path / "run.json", json.dumps(self.state, indent=1, sort_keys=True) + "\n")

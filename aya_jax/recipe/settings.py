@@ -1,0 +1,101 @@
+"""gin: reading configurations with plain errors, and the settings a stage will really get."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+from gin import config as gin_config
+
+from aya_jax.errors import AyaError, nearest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def parse_gin(
+    files: Sequence[str], bindings: Sequence[str], *, scopes: Iterable[str] | None = None
+) -> None:
+    """Read gin files, then single bindings over them.
+
+    Args:
+      files: paths; `include` statements in them are looked up beside the current folder and in the
+        project's own folder.
+      bindings: such as `offline_dpo/train.learning_rate = 1e-4`.
+      scopes: the scopes that exist; gin itself would take a misspelt one without a word.
+
+    Raises:
+      AyaError: a file is missing, a line is no gin, or a name is misspelt; it names the nearest.
+    """
+    gin.add_config_file_search_path(str(ROOT))
+    for file in files:
+        if not any(Path(place, file).is_file() for place in (".", ROOT)):
+            raise AyaError(f"{file}: no such gin file; check the path")
+    with gin.unlock_config():
+        try:
+            gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=False)
+        except AyaError:
+            raise
+        # gin raises many kinds; each one is about what the user wrote.
+        except Exception as error:
+            raise AyaError(_explain(error)) from None
+    known = set(scopes) if scopes is not None else None
+    for (scope, selector), bound in gin_config._CONFIG.items():
+        for part in scope.split("/") if scope and known is not None else ():
+            if part not in known:
+                name = f"{scope}/{selector.rsplit('.', 1)[-1]}.{next(iter(bound), '')}"
+                raise AyaError(f"gin: unknown scope '{part}' in '{name}'{nearest(part, known)}")
+
+
+def _explain(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    names: set[str] = set()
+    unknown = re.search(r"No configurable matching '([^']+)'", text)
+    if unknown:
+        names = {name.rsplit(".", 1)[-1] for name in gin_config._REGISTRY}
+        problem = f"nothing is called '{unknown[1]}'{nearest(unknown[1].split('.')[-1], names)}"
+        return f"gin: {problem}{_where(text)}"
+    unknown = re.search(r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'", text)
+    if unknown:
+        target = gin_config._REGISTRY.get_match(unknown[1])
+        names = set(inspect.signature(target.wrapped).parameters)
+        problem = f"'{unknown[1]}' has no parameter '{unknown[2]}'{nearest(unknown[2], names)}"
+        return f"gin: {problem}{_where(text)}"
+    return f"gin: {text[:300]}"
+
+
+def _where(text: str) -> str:
+    place = re.search(r'In (file "[^"]+", line \d+|bindings string line \d+)', text)
+    return f" ({place[1]})" if place else ""
+
+
+def effective_settings(configurables: Iterable[Callable[..., Any]], scope: str) -> dict[str, Any]:
+    """Return what each configurable will get under `scope`: its defaults under gin's bindings.
+
+    Keys are `name.parameter`, values JSON-able. Arguments without a default are not settings.
+    """
+    settings = {}
+    with gin.config_scope(scope or None):
+        for configurable in configurables:
+            name = gin_config._INVERSE_REGISTRY[_unwrapped(configurable)].selector
+            short = name.rsplit(".", 1)[-1] if not name.startswith("atlas.") else name
+            parameters = inspect.signature(_unwrapped(configurable)).parameters.values()
+            defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+            bound = gin.get_bindings(configurable, resolve_references=True, inherit_scopes=True)
+            for parameter, value in sorted({**defaults, **bound}.items()):
+                if value is not gin.REQUIRED and not callable(value):
+                    settings[f"{short}.{parameter}"] = _plain(value)
+    return settings
+
+
+def _unwrapped(configurable: Callable[..., Any]) -> Callable[..., Any]:
+    return inspect.unwrap(configurable)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value

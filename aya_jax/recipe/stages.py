@@ -1,0 +1,129 @@
+"""Running a list of stages: skip what is whole, say why something runs again, never redo work."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gin
+
+from aya_jax.data.files import fingerprint
+from aya_jax.progress import StageLine, Terminal
+from aya_jax.recipe.run_directory import RunDirectory
+from aya_jax.recipe.settings import ROOT, effective_settings
+
+# What only shows results, and so does not change any.
+_NOT_PART_OF_RESULTS = ("report", "cli.py", "progress.py", "metrics.py", "__main__.py")
+
+
+@dataclass
+class Context:
+    """What a stage is given: where to write, its inputs' folders, and the line to report on."""
+
+    directory: Path
+    inputs: dict[str, Path]
+    line: StageLine
+    events: Path
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+      name: unique, also the folder's name.
+      run: does the work in `context.directory`; returns a few figures for its line.
+      inputs: names of earlier stages.
+      scope: the gin scope it runs under.
+      uses: the configurables whose settings under that scope decide the result.
+      extra: whatever else decides it: arguments not from gin, fingerprints of the user's files.
+    """
+
+    name: str
+    run: Callable[[Context], dict[str, Any] | None]
+    inputs: tuple[str, ...] = ()
+    scope: str = ""
+    uses: tuple[Callable[..., Any], ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@cache
+def code_version() -> str:
+    """Return the sha256 over all source files and templates that results depend on."""
+    digest = hashlib.sha256()
+    package = Path(__file__).resolve().parents[1]
+    kernels = ROOT / "kernels" / "aya_kernels"
+    for base in (package, kernels):
+        for path in sorted([*base.rglob("*.py"), *base.rglob("*.json")]):
+            relative = path.relative_to(base)
+            if relative.parts[0] not in _NOT_PART_OF_RESULTS:
+                digest.update(relative.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _plan(stage: Stage, inputs: dict[str, str]) -> dict[str, Any]:
+    settings = {**effective_settings(stage.uses, stage.scope), **stage.extra}
+    made_of = {"settings": settings, "inputs": inputs, "code": code_version()}
+    return {**made_of, "fingerprint": fingerprint([stage.name, made_of])}
+
+
+def _reasons(stage: Stage, old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Say in one line why a stage that was whole runs again."""
+    reasons = []
+    for name in sorted(old["settings"].keys() | new["settings"].keys()):
+        before, after = old["settings"].get(name), new["settings"].get(name)
+        if before != after:
+            scope = f"{stage.scope}/" if stage.scope else ""
+            reasons.append(f"{scope}{name} {before!r} -> {after!r}")
+    changed = [n for n, value in new["inputs"].items() if old["inputs"].get(n) != value]
+    if changed:
+        reasons.append(f"its input {', '.join(changed)} changed")
+    if old["code"] != new["code"]:
+        reasons.append("the code changed")
+    return "; ".join(reasons) or "its inputs changed"
+
+
+def execute(stages: Sequence[Stage], run: RunDirectory, terminal: Terminal) -> None:
+    """Run the stages in order, each one only if it is not whole or what makes it has changed.
+
+    An interrupted stage goes on from what it left behind. An error stops the run and leaves all that
+    was made.
+    """
+    made: dict[str, str] = {}
+    skipped = 0
+    for number, stage in enumerate(stages, start=1):
+        plan = _plan(stage, {name: made[name] for name in stage.inputs})
+        made[stage.name] = plan["fingerprint"]
+        old = run.entry(stage.name)
+        if old.get("fingerprint") == plan["fingerprint"]:
+            skipped += 1
+            continue
+        if old:
+            terminal.say(f"{stage.name} runs again: {_reasons(stage, old, plan)}")
+        line = terminal.stage(stage.name, number, len(stages))
+        started = time.monotonic()
+        outcome = "stopped"
+        try:
+            context = Context(
+                directory=run.open_stage(stage.name, plan["fingerprint"]),
+                inputs={name: run.stage_path(name) for name in stage.inputs},
+                line=line,
+                events=run.path / "metrics" / stage.name,
+            )
+            with gin.config_scope(stage.scope or None):
+                figures = stage.run(context) or {}
+            # A stage that was killed has worked before; what it did then is not counted.
+            entry = {**plan, "seconds": round(time.monotonic() - started, 3), "figures": figures}
+            run.close_stage(stage.name, entry)
+            outcome = "  ".join(f"{name} {_short(value)}" for name, value in figures.items())
+        finally:
+            line.close(outcome)
+    if skipped:
+        terminal.say(f"{skipped} of {len(stages)} stages were whole already and not repeated")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
