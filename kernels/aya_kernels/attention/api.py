@@ -22,7 +22,7 @@ def attention(
     *,
     causal: bool = True,
     segment_ids: SegmentIds | None = None,
-    window: int | None = None,
+    window: int | jax.Array | None = None,
     softcap: float | None = None,
     scale: float | None = None,
     backend: str | None = None,

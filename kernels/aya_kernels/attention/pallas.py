@@ -1,8 +1,15 @@
 """Flash attention as Pallas kernels: blocks of keys under an online softmax, forward and backward.
 
-The score matrix is never made. The forward pass keeps each row's log-sum-exp; the backward pass
+The score matrix is never made. The forward pass keeps each query's log-sum-exp; the backward pass
 makes the probabilities of a block again from it (FlashAttention-2, arXiv 2307.08691, algorithms 1
-and 2). On a CPU the same kernels run in interpret mode.
+and 2). Written for Mosaic TPU; on a CPU the same kernels run in interpret mode.
+
+A block of scores is held as [keys, queries]. What belongs to a query (maximum, sum, log-sum-exp,
+segment id) is then a row, [1, queries], which Mosaic stores densely and adds to scores as it is; with
+the queries first it would be a column, which takes 128 lanes a number.
+
+Shapes: B batch, N query heads, K key heads, G = N / K, T queries, S keys, H head size, all arrays
+heads first; bq and bk are the block lengths.
 """
 
 from functools import partial
@@ -11,121 +18,198 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
-from aya_kernels.attention.mask import SegmentIds
+from aya_kernels.attention.mask import MASKED, SegmentIds, Window
 
-MASKED = -1e30
-BLOCK = 128
+# Longer blocks feed the matrix unit better; 512 x 512 float32 scores take 1 MiB of VMEM.
+BLOCKS = (512, 256, 128)
+# A window that hides nothing; positions can be added to it without overflow.
+NO_WINDOW = 1 << 30
 
 
 class Options(NamedTuple):
     """What does not change within a call; hashable."""
 
     causal: bool
-    window: int | None
     softcap: float | None
     scale: float
 
 
+class Arrays(NamedTuple):
+    """What forward and backward both read: heads first, lengths padded to whole blocks."""
+
+    window: jax.Array  # int32 [1]
+    q: jax.Array  # [B, N, T, H]
+    k: jax.Array  # [B, K, S, H]
+    v: jax.Array  # [B, K, S, H]
+    q_ids: jax.Array  # int32 [B, 1, T]
+    kv_ids: jax.Array  # int32 [B, S, 1]
+
+
+class Tiling(NamedTuple):
+    """How the lengths are cut into blocks."""
+
+    bq: int
+    bk: int
+    q_blocks: int
+    kv_blocks: int
+
+    def keys_seen(self, i: Any, window: Any, causal: bool) -> tuple[Any, Any]:
+        """Return the first and last key block that query block `i` can see."""
+        first = jnp.maximum(i * self.bq - window + 1, 0) // self.bk
+        reach = (i + 1) * self.bq - 1 + (0 if causal else window - 1)
+        last = jnp.minimum(reach // self.bk, self.kv_blocks - 1)
+        return jnp.minimum(first, self.kv_blocks - 1), last
+
+    def queries_seeing(self, j: Any, window: Any, causal: bool) -> tuple[Any, Any]:
+        """Return the first and last query block that can see key block `j`."""
+        reach = j * self.bk - (0 if causal else window - 1)
+        first = jnp.maximum(reach, 0) // self.bq
+        last = jnp.minimum(((j + 1) * self.bk - 1 + window - 1) // self.bq, self.q_blocks - 1)
+        return jnp.minimum(first, self.q_blocks - 1), last
+
+
+def _block(length: int) -> int:
+    return next(block for block in BLOCKS if length % block == 0)
+
+
+def _tiling(x: Arrays) -> Tiling:
+    t, s = x.q.shape[2], x.k.shape[2]
+    bq, bk = _block(t), _block(s)
+    return Tiling(bq, bk, t // bq, s // bk)
+
+
+def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
+    """Return the float32 product of two blocks over the given axis of each."""
+    # float32 follows jax_default_matmul_precision; other dtypes have one precision only.
+    precision = None if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    axes = (((contract[0],), (contract[1],)), ((), ()))
+    return jax.lax.dot_general(
+        a, b, axes, precision=precision, preferred_element_type=jnp.float32
+    )
+
+
 def _scores(
-    q: jax.Array, k: jax.Array, q_ids: jax.Array, kv_ids: jax.Array, i: Any, j: Any, o: Options
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return raw (capped) scores [Tb, Sb], the derivative of the cap, and the mask of a block."""
-    scores = jnp.dot(q, k.T, preferred_element_type=jnp.float32) * o.scale
-    slope = jnp.ones_like(scores)
+    q: jax.Array, k: jax.Array, mask: jax.Array, o: Options
+) -> tuple[jax.Array, jax.Array | float]:
+    """Return scores [bk, bq], capped and masked, and the slope of the cap."""
+    scores = _dot(k, q, (1, 1)) * o.scale
+    slope: jax.Array | float = 1.0
     if o.softcap is not None:
         squashed = jnp.tanh(scores / o.softcap)
         scores, slope = o.softcap * squashed, 1.0 - squashed * squashed
-    rows = i * BLOCK + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
-    columns = j * BLOCK + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
-    mask = (q_ids[:, None] == kv_ids[None, :]) & (q_ids[:, None] > 0)
-    if o.causal:
-        mask &= columns <= rows
-    if o.window is not None:
-        mask &= (columns > rows - o.window) & (columns < rows + o.window)
-    return scores, slope, mask
+    return jnp.where(mask, scores, MASKED), slope
 
 
-def _key_blocks(i: Any, count: int, o: Options) -> tuple[Any, Any]:
-    """Return the range of key blocks that queries of block i can see."""
-    first, last = 0, count
-    if o.causal:
-        last = jnp.minimum(count, i + 1)
-    if o.window is not None:
-        first = jnp.maximum(0, (i * BLOCK - o.window + 1) // BLOCK)
-        last = jnp.minimum(last, ((i + 1) * BLOCK + o.window - 2) // BLOCK + 1)
-    return first, last
+def _mask(
+    q_ids: jax.Array, kv_ids: jax.Array, i: Any, j: Any, window: Any, tiling: Tiling, o: Options
+) -> jax.Array:
+    """Return bool [bk, bq] for query block `i` and key block `j`; ids are [1, bq] and [bk, 1]."""
+    shape = (tiling.bk, tiling.bq)
+    queries = i * tiling.bq + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    keys = j * tiling.bk + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+    mask = (q_ids == kv_ids) & (q_ids > 0) & (queries - keys < window)
+    return mask & ((keys <= queries) if o.causal else (keys - queries < window))
 
 
-def _query_blocks(j: Any, count: int, o: Options) -> tuple[Any, Any]:
-    """Return the range of query blocks that see keys of block j."""
-    first, last = 0, count
-    if o.causal:
-        first = j
-    if o.window is not None:
-        first = jnp.maximum(first, (j * BLOCK - o.window + 1) // BLOCK)
-        last = jnp.minimum(count, ((j + 1) * BLOCK + o.window - 2) // BLOCK + 1)
-    return jnp.maximum(first, 0), last
+def _forward(  # type: ignore[no-untyped-def]
+    o: Options,
+    tiling: Tiling,
+    window_ref,
+    q_ref,
+    k_ref,
+    v_ref,
+    q_ids_ref,
+    kv_ids_ref,
+    out_ref,
+    lse_ref,
+    acc_ref,
+    top_ref,
+    total_ref,
+):
+    i, j = pl.program_id(2), pl.program_id(3)
+    window = window_ref[0]
+    first, last = tiling.keys_seen(i, window, o.causal)
 
+    @pl.when(j == 0)
+    def _():
+        acc_ref[...] = jnp.zeros_like(acc_ref)
+        top_ref[...] = jnp.full_like(top_ref, MASKED)
+        total_ref[...] = jnp.zeros_like(total_ref)
 
-def _forward(o: Options, q_ref, k_ref, v_ref, q_ids_ref, kv_ids_ref, out_ref, lse_ref):  # type: ignore[no-untyped-def]
-    i = pl.program_id(2)
-    q = q_ref[0, 0]
-    q_ids = q_ids_ref[0]
-    blocks = k_ref.shape[2] // BLOCK
-
-    def body(j: Any, carry: Any) -> Any:
-        acc, top, total = carry
-        keys = pl.ds(j * BLOCK, BLOCK)
-        k, v = k_ref[0, 0, keys, :], v_ref[0, 0, keys, :]
-        scores, _, mask = _scores(q, k, q_ids, kv_ids_ref[0, keys], i, j, o)
-        scores = jnp.where(mask, scores, MASKED)
-        new_top = jnp.maximum(top, scores.max(-1))
-        weights = jnp.where(mask, jnp.exp(scores - new_top[:, None]), 0.0)
+    @pl.when((first <= j) & (j <= last))
+    def _():
+        mask = _mask(q_ids_ref[...], kv_ids_ref[...], i, j, window, tiling, o)
+        scores, _ = _scores(q_ref[...], k_ref[...], mask, o)
+        top = top_ref[...]
+        new_top = jnp.maximum(top, scores.max(0, keepdims=True))
+        weights = jnp.where(mask, jnp.exp(scores - new_top), 0.0)
         shrink = jnp.exp(top - new_top)
-        acc = acc * shrink[:, None] + jnp.dot(
-            weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-        )
-        return acc, new_top, total * shrink + weights.sum(-1)
+        v = v_ref[...]
+        acc_ref[...] = acc_ref[...] * shrink + _dot(v, weights.astype(v.dtype), (0, 0))
+        total_ref[...] = total_ref[...] * shrink + weights.sum(0, keepdims=True)
+        top_ref[...] = new_top
 
-    start = (
-        jnp.zeros(q.shape, jnp.float32),
-        jnp.full(q.shape[:1], MASKED, jnp.float32),
-        jnp.zeros(q.shape[:1], jnp.float32),
-    )
-    acc, top, total = jax.lax.fori_loop(*_key_blocks(i, blocks, o), body, start)
-    safe = jnp.where(total > 0, total, 1.0)
-    out_ref[0, 0] = (acc / safe[:, None]).astype(out_ref.dtype)
-    lse_ref[0, 0] = top + jnp.log(safe)
+    @pl.when(j == tiling.kv_blocks - 1)
+    def _():
+        # A query that sees nothing has summed nothing: 0 / 1.
+        total = jnp.where(total_ref[...] > 0, total_ref[...], 1.0)
+        out_ref[...] = (acc_ref[...] / total).T.astype(out_ref.dtype)
+        lse_ref[...] = top_ref[...] + jnp.log(total)
 
 
-def _probabilities(scores: jax.Array, mask: jax.Array, lse: jax.Array) -> jax.Array:
-    return jnp.where(mask, jnp.exp(scores - lse[:, None]), 0.0)
+def _weights_and_slope(  # type: ignore[no-untyped-def]
+    o: Options, mask, q, k, v, g, lse, delta
+) -> tuple[jax.Array, jax.Array]:
+    """Return the probabilities [bk, bq] of a block and the gradient to its products q k^T."""
+    scores, slope = _scores(q, k, mask, o)
+    weights = jnp.where(mask, jnp.exp(scores - lse), 0.0)
+    d_scores = weights * (_dot(v, g, (1, 1)) - delta) * slope * o.scale
+    return weights, d_scores
 
 
 def _backward_q(  # type: ignore[no-untyped-def]
-    o: Options, q_ref, k_ref, v_ref, q_ids_ref, kv_ids_ref, g_ref, lse_ref, delta_ref, dq_ref
+    o: Options,
+    tiling: Tiling,
+    window_ref,
+    q_ref,
+    k_ref,
+    v_ref,
+    q_ids_ref,
+    kv_ids_ref,
+    g_ref,
+    lse_ref,
+    delta_ref,
+    dq_ref,
+    acc_ref,
 ):
-    i = pl.program_id(2)
-    q, g = q_ref[0, 0], g_ref[0, 0]
-    lse, delta, q_ids = lse_ref[0, 0], delta_ref[0, 0], q_ids_ref[0]
+    i, j = pl.program_id(2), pl.program_id(3)
+    window = window_ref[0]
+    first, last = tiling.keys_seen(i, window, o.causal)
 
-    def body(j: Any, dq: jax.Array) -> jax.Array:
-        keys = pl.ds(j * BLOCK, BLOCK)
-        k, v = k_ref[0, 0, keys, :], v_ref[0, 0, keys, :]
-        scores, slope, mask = _scores(q, k, q_ids, kv_ids_ref[0, keys], i, j, o)
-        p = _probabilities(scores, mask, lse)
-        dp = jnp.dot(g, v.T, preferred_element_type=jnp.float32)
-        ds = p * (dp - delta[:, None]) * slope * o.scale
-        return dq + jnp.dot(ds.astype(k.dtype), k, preferred_element_type=jnp.float32)
+    @pl.when(j == 0)
+    def _():
+        acc_ref[...] = jnp.zeros_like(acc_ref)
 
-    blocks = k_ref.shape[2] // BLOCK
-    dq = jax.lax.fori_loop(*_key_blocks(i, blocks, o), body, jnp.zeros(q.shape, jnp.float32))
-    dq_ref[0, 0] = dq.astype(dq_ref.dtype)
+    @pl.when((first <= j) & (j <= last))
+    def _():
+        mask = _mask(q_ids_ref[...], kv_ids_ref[...], i, j, window, tiling, o)
+        k = k_ref[...]
+        _, d_scores = _weights_and_slope(
+            o, mask, q_ref[...], k, v_ref[...], g_ref[...], lse_ref[...], delta_ref[...]
+        )
+        acc_ref[...] += _dot(d_scores.astype(k.dtype), k, (0, 0))
+
+    @pl.when(j == tiling.kv_blocks - 1)
+    def _():
+        dq_ref[...] = acc_ref[...].astype(dq_ref.dtype)
 
 
 def _backward_kv(  # type: ignore[no-untyped-def]
     o: Options,
+    tiling: Tiling,
+    window_ref,
     q_ref,
     k_ref,
     v_ref,
@@ -136,117 +220,175 @@ def _backward_kv(  # type: ignore[no-untyped-def]
     delta_ref,
     dk_ref,
     dv_ref,
+    dk_acc_ref,
+    dv_acc_ref,
 ):
-    j = pl.program_id(2)
-    k, v, kv_ids = k_ref[0, 0], v_ref[0, 0], kv_ids_ref[0]
+    j, head, i = pl.program_id(2), pl.program_id(3), pl.program_id(4)
+    window = window_ref[0]
+    first, last = tiling.queries_seeing(j, window, o.causal)
 
-    def body(i: Any, carry: Any) -> Any:
-        dk, dv = carry
-        rows = pl.ds(i * BLOCK, BLOCK)
-        q, g = q_ref[0, 0, rows, :], g_ref[0, 0, rows, :]
-        scores, slope, mask = _scores(q, k, q_ids_ref[0, rows], kv_ids, i, j, o)
-        p = _probabilities(scores, mask, lse_ref[0, 0, rows])
-        dv = dv + jnp.dot(p.T.astype(g.dtype), g, preferred_element_type=jnp.float32)
-        dp = jnp.dot(g, v.T, preferred_element_type=jnp.float32)
-        ds = p * (dp - delta_ref[0, 0, rows][:, None]) * slope * o.scale
-        return dk + jnp.dot(ds.T.astype(q.dtype), q, preferred_element_type=jnp.float32), dv
+    @pl.when((head == 0) & (i == 0))
+    def _():
+        dk_acc_ref[...] = jnp.zeros_like(dk_acc_ref)
+        dv_acc_ref[...] = jnp.zeros_like(dv_acc_ref)
 
-    zeros = jnp.zeros(k.shape, jnp.float32)
-    blocks = q_ref.shape[2] // BLOCK
-    dk, dv = jax.lax.fori_loop(*_query_blocks(j, blocks, o), body, (zeros, zeros))
-    dk_ref[0, 0], dv_ref[0, 0] = dk.astype(dk_ref.dtype), dv.astype(dv_ref.dtype)
+    @pl.when((first <= i) & (i <= last))
+    def _():
+        mask = _mask(q_ids_ref[...], kv_ids_ref[...], i, j, window, tiling, o)
+        q, g = q_ref[...], g_ref[...]
+        weights, d_scores = _weights_and_slope(
+            o, mask, q, k_ref[...], v_ref[...], g, lse_ref[...], delta_ref[...]
+        )
+        dk_acc_ref[...] += _dot(d_scores.astype(q.dtype), q, (1, 0))
+        dv_acc_ref[...] += _dot(weights.astype(g.dtype), g, (1, 0))
+
+    @pl.when((head == pl.num_programs(3) - 1) & (i == tiling.q_blocks - 1))
+    def _():
+        dk_ref[...] = dk_acc_ref[...].astype(dk_ref.dtype)
+        dv_ref[...] = dv_acc_ref[...].astype(dv_ref.dtype)
 
 
-def _interpret() -> bool:
-    return jax.default_backend() == "cpu"
+def interpreted() -> bool:
+    """Return whether the kernels run in interpret mode.
+
+    Raises:
+      ValueError: the platform has neither Mosaic TPU nor (as a CPU has) the interpreter's say.
+    """
+    platform = jax.default_backend()
+    if platform not in ("cpu", "tpu"):
+        raise ValueError(
+            f"attention: the backend 'pallas' is written for TPUs and cannot run on {platform}; "
+            "use 'xla'"
+        )
+    return platform == "cpu"
 
 
-def _call_forward(q, k, v, q_ids, kv_ids, o: Options):  # type: ignore[no-untyped-def]
-    b, n, t, h = q.shape
-    groups = n // k.shape[1]
-    s = k.shape[2]
-    query = pl.BlockSpec((1, 1, BLOCK, h), lambda b, n, i: (b, n, i, 0))
-    whole = pl.BlockSpec((1, 1, s, h), lambda b, n, i: (b, n // groups, 0, 0))
+def _call(  # type: ignore[no-untyped-def]
+    kernel, x: Arrays, extra, grid, in_specs, out_specs, out_shape, scratch, reduced: int
+):
+    """Run a kernel whose last `reduced` grid axes carry sums on from one step to the next."""
     return pl.pallas_call(
-        partial(_forward, o),
-        grid=(b, n, t // BLOCK),
-        in_specs=[
-            query,
-            whole,
-            whole,
-            pl.BlockSpec((1, BLOCK), lambda b, n, i: (b, i)),
-            pl.BlockSpec((1, s), lambda b, n, i: (b, 0)),
-        ],
-        out_specs=[query, pl.BlockSpec((1, 1, BLOCK), lambda b, n, i: (b, n, i))],
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=grid,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+        ),
+        out_shape=out_shape,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel",) * 3 + ("arbitrary",) * reduced
+        ),
+        interpret=interpreted(),
+    )(*x, *extra)
+
+
+def _specs_by_query(x: Arrays, tiling: Tiling, o: Options) -> tuple[list[Any], Any, Any]:
+    """Return the specs of q, k, v and ids, and those of a [.., T, H] and a [.., 1, T] array.
+
+    The grid is (B, N, query block, key block). A key block that is not seen is not fetched either:
+    its step names the nearest block that is.
+    """
+    bq, bk = tiling.bq, tiling.bk
+    h = x.q.shape[-1]
+    groups = x.q.shape[1] // x.k.shape[1]
+
+    def seen(i, j, window):  # type: ignore[no-untyped-def]
+        first, last = tiling.keys_seen(i, window[0], o.causal)
+        return jnp.clip(j, first, jnp.maximum(first, last))
+
+    query = pl.BlockSpec((None, None, bq, h), lambda b, n, i, j, w: (b, n, i, 0))
+    row = pl.BlockSpec((None, None, 1, bq), lambda b, n, i, j, w: (b, n, 0, i))
+    key = pl.BlockSpec(
+        (None, None, bk, h), lambda b, n, i, j, w: (b, n // groups, seen(i, j, w), 0)
+    )
+    q_ids = pl.BlockSpec((None, 1, bq), lambda b, n, i, j, w: (b, 0, i))
+    kv_ids = pl.BlockSpec((None, bk, 1), lambda b, n, i, j, w: (b, seen(i, j, w), 0))
+    return [query, key, key, q_ids, kv_ids], query, row
+
+
+def _specs_by_key(x: Arrays, tiling: Tiling, o: Options) -> tuple[list[Any], Any, Any]:
+    """As `_specs_by_query` for the grid (B, K, key block, head of the group, query block)."""
+    bq, bk = tiling.bq, tiling.bk
+    h = x.q.shape[-1]
+    groups = x.q.shape[1] // x.k.shape[1]
+
+    def seen(j, i, window):  # type: ignore[no-untyped-def]
+        first, last = tiling.queries_seeing(j, window[0], o.causal)
+        return jnp.clip(i, first, jnp.maximum(first, last))
+
+    query = pl.BlockSpec(
+        (None, None, bq, h), lambda b, k, j, g, i, w: (b, k * groups + g, seen(j, i, w), 0)
+    )
+    row = pl.BlockSpec(
+        (None, None, 1, bq), lambda b, k, j, g, i, w: (b, k * groups + g, 0, seen(j, i, w))
+    )
+    key = pl.BlockSpec((None, None, bk, h), lambda b, k, j, g, i, w: (b, k, j, 0))
+    q_ids = pl.BlockSpec((None, 1, bq), lambda b, k, j, g, i, w: (b, 0, seen(j, i, w)))
+    kv_ids = pl.BlockSpec((None, bk, 1), lambda b, k, j, g, i, w: (b, j, 0))
+    return [query, key, key, q_ids, kv_ids], query, row
+
+
+def _flash_forward(o: Options, x: Arrays) -> tuple[jax.Array, tuple[Arrays, jax.Array, jax.Array]]:
+    tiling = _tiling(x)
+    b, n, t, h = x.q.shape
+    in_specs, query, row = _specs_by_query(x, tiling, o)
+    out, lse = _call(
+        partial(_forward, o, tiling),
+        x,
+        (),
+        grid=(b, n, tiling.q_blocks, tiling.kv_blocks),
+        in_specs=in_specs,
+        out_specs=[query, row],
         out_shape=[
-            jax.ShapeDtypeStruct(q.shape, q.dtype),
-            jax.ShapeDtypeStruct((b, n, t), jnp.float32),
+            jax.ShapeDtypeStruct(x.q.shape, x.q.dtype),
+            jax.ShapeDtypeStruct((b, n, 1, t), jnp.float32),
         ],
-        interpret=_interpret(),
-    )(q, k, v, q_ids, kv_ids)
+        scratch=[(h, tiling.bq), (1, tiling.bq), (1, tiling.bq)],
+        reduced=1,
+    )
+    return out, (x, out, lse)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _flash(q, k, v, q_ids, kv_ids, o: Options):  # type: ignore[no-untyped-def]
-    return _call_forward(q, k, v, q_ids, kv_ids, o)[0]
-
-
-def _flash_forward(q, k, v, q_ids, kv_ids, o: Options):  # type: ignore[no-untyped-def]
-    out, lse = _call_forward(q, k, v, q_ids, kv_ids, o)
-    return out, (q, k, v, q_ids, kv_ids, out, lse)
-
-
-def _flash_backward(o: Options, kept, g):  # type: ignore[no-untyped-def]
-    q, k, v, q_ids, kv_ids, out, lse = kept
-    b, n, t, h = q.shape
-    kv_heads, s = k.shape[1], k.shape[2]
-    groups = n // kv_heads
-    delta = (g.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
-    query = pl.BlockSpec((1, 1, BLOCK, h), lambda b, n, i: (b, n, i, 0))
-    row = pl.BlockSpec((1, 1, BLOCK), lambda b, n, i: (b, n, i))
-    all_keys = pl.BlockSpec((1, 1, s, h), lambda b, n, i: (b, n // groups, 0, 0))
-    dq = pl.pallas_call(
-        partial(_backward_q, o),
-        grid=(b, n, t // BLOCK),
-        in_specs=[
-            query,
-            all_keys,
-            all_keys,
-            pl.BlockSpec((1, BLOCK), lambda b, n, i: (b, i)),
-            pl.BlockSpec((1, s), lambda b, n, i: (b, 0)),
-            query,
-            row,
-            row,
-        ],
+def _flash_backward(
+    o: Options, kept: tuple[Arrays, jax.Array, jax.Array], g: jax.Array
+) -> tuple[Arrays]:
+    x, out, lse = kept
+    tiling = _tiling(x)
+    b, n, _, h = x.q.shape
+    kv_heads = x.k.shape[1]
+    delta = (g.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)[:, :, None]
+    in_specs, query, row = _specs_by_query(x, tiling, o)
+    dq = _call(
+        partial(_backward_q, o, tiling),
+        x,
+        (g, lse, delta),
+        grid=(b, n, tiling.q_blocks, tiling.kv_blocks),
+        in_specs=[*in_specs, query, row, row],
         out_specs=query,
-        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
-        interpret=_interpret(),
-    )(q, k, v, q_ids, kv_ids, g, lse, delta)
-    all_queries = pl.BlockSpec((1, 1, t, h), lambda b, n, j: (b, n, 0, 0))
-    all_rows = pl.BlockSpec((1, 1, t), lambda b, n, j: (b, n, 0))
-    keys = pl.BlockSpec((1, 1, BLOCK, h), lambda b, n, j: (b, n // groups, j, 0))
-    each = pl.BlockSpec((1, 1, BLOCK, h), lambda b, n, j: (b, n, j, 0))
-    # One gradient a query head, summed over the heads that share a key head.
-    dk, dv = pl.pallas_call(
-        partial(_backward_kv, o),
-        grid=(b, n, s // BLOCK),
-        in_specs=[
-            all_queries,
-            keys,
-            keys,
-            pl.BlockSpec((1, t), lambda b, n, j: (b, 0)),
-            pl.BlockSpec((1, BLOCK), lambda b, n, j: (b, j)),
-            all_queries,
-            all_rows,
-            all_rows,
-        ],
-        out_specs=[each, each],
-        out_shape=[jax.ShapeDtypeStruct((b, n, s, h), jnp.float32)] * 2,
-        interpret=_interpret(),
-    )(q, k, v, q_ids, kv_ids, g, lse, delta)
-    shape = (b, kv_heads, groups, s, h)
-    dk, dv = (x.reshape(shape).sum(2).astype(k.dtype) for x in (dk, dv))
-    return dq, dk, dv, None, None
+        out_shape=jax.ShapeDtypeStruct(x.q.shape, x.q.dtype),
+        scratch=[(tiling.bq, h)],
+        reduced=1,
+    )
+    in_specs, query, row = _specs_by_key(x, tiling, o)
+    dk, dv = _call(
+        partial(_backward_kv, o, tiling),
+        x,
+        (g, lse, delta),
+        grid=(b, kv_heads, tiling.kv_blocks, n // kv_heads, tiling.q_blocks),
+        in_specs=[*in_specs, query, row, row],
+        out_specs=in_specs[1:3],
+        out_shape=[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x.k, x.v)],
+        scratch=[(tiling.bk, h)] * 2,
+        reduced=2,
+    )
+    return (Arrays(None, dq, dk, dv, None, None),)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _flash(o: Options, x: Arrays) -> jax.Array:
+    return _flash_forward(o, x)[0]
 
 
 _flash.defvjp(_flash_forward, _flash_backward)
@@ -259,23 +401,30 @@ def pallas_attention(
     *,
     causal: bool,
     segment_ids: SegmentIds | None,
-    window: int | None,
+    window: Window,
     softcap: float | None,
     scale: float,
 ) -> jax.Array:
-    """As `reference_attention`. Lengths are padded to the block with segment id 0."""
-    b, t = q.shape[:2]
-    s = k.shape[1]
-    if segment_ids is None:
-        q_ids, kv_ids = jnp.ones((b, t), jnp.int32), jnp.ones((b, s), jnp.int32)
-    else:
-        q_ids, kv_ids = (ids.astype(jnp.int32) for ids in segment_ids)
+    """As `reference_attention`. Lengths are padded to whole blocks with segment id 0.
 
-    def to_blocks(x: jax.Array) -> jax.Array:
-        room = -x.shape[1] % BLOCK
+    Raises:
+      ValueError: the platform is neither a TPU nor a CPU.
+    """
+    b, t = q.shape[:2]
+    if segment_ids is None:
+        segment_ids = tuple(jnp.ones((b, x.shape[1]), jnp.int32) for x in (q, k))
+
+    def whole_blocks(x: jax.Array) -> jax.Array:
+        room = -x.shape[1] % BLOCKS[-1]
         return jnp.pad(x, ((0, 0), (0, room)) + ((0, 0),) * (x.ndim - 2))
 
-    heads_first = [jnp.swapaxes(to_blocks(x), 1, 2) for x in (q, k, v)]
-    options = Options(causal, window, softcap, float(scale))
-    out = _flash(*heads_first, to_blocks(q_ids), to_blocks(kv_ids), options)
+    q_ids, kv_ids = (whole_blocks(ids.astype(jnp.int32)) for ids in segment_ids)
+    window = NO_WINDOW if window is None else jnp.minimum(window, NO_WINDOW)
+    arrays = Arrays(
+        jnp.reshape(jnp.asarray(window, jnp.int32), (1,)),
+        *(jnp.swapaxes(whole_blocks(x), 1, 2) for x in (q, k, v)),
+        q_ids[:, None, :],
+        kv_ids[:, :, None],
+    )
+    out = _flash(Options(causal, softcap, float(scale)), arrays)
     return jnp.swapaxes(out, 1, 2)[:, :t]

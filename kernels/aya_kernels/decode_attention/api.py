@@ -15,7 +15,7 @@ def decode_attention(
     v_cache: jax.Array,
     lengths: jax.Array,
     *,
-    window: int | None = None,
+    window: int | jax.Array | None = None,
     softcap: float | None = None,
     scale: float | None = None,
     backend: str | None = None,
