@@ -20,8 +20,9 @@ def visible(
 ) -> jax.Array:
     """Return bool [B or 1, T, S], True where query t may attend to key s.
 
-    With a window w, a query at i sees the keys j with i - w < j <= i where causal, as in Mistral, and
-    with |i - j| < w where not. A segment id of 0 is padding: it sees nothing and nothing sees it.
+    With a window w, a query at i sees the keys j with i - w < j <= i where causal, as in Mistral,
+    and with |i - j| < w where not. A segment id of 0 is padding: it sees nothing and nothing sees
+    it.
     """
     i = jnp.arange(q_length)[:, None]
     j = jnp.arange(kv_length)[None, :]

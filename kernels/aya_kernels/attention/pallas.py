@@ -5,8 +5,8 @@ makes the probabilities of a block again from it (FlashAttention-2, arXiv 2307.0
 and 2). Written for Mosaic TPU; on a CPU the same kernels run in interpret mode.
 
 A block of scores is held as [keys, queries]. What belongs to a query (maximum, sum, log-sum-exp,
-segment id) is then a row, [1, queries], which Mosaic stores densely and adds to scores as it is; with
-the queries first it would be a column, which takes 128 lanes a number.
+segment id) is then a row, [1, queries], which Mosaic stores densely and adds to scores as it is;
+with the queries first it would be a column, which takes 128 lanes a number.
 
 Shapes: B batch, N query heads, K key heads, G = N / K, T queries, S keys, H head size, all arrays
 heads first; bq and bk are the block lengths.
@@ -85,9 +85,7 @@ def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     # float32 follows jax_default_matmul_precision; other dtypes have one precision only.
     precision = None if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     axes = (((contract[0],), (contract[1],)), ((), ()))
-    return jax.lax.dot_general(
-        a, b, axes, precision=precision, preferred_element_type=jnp.float32
-    )
+    return jax.lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _scores(
@@ -252,7 +250,7 @@ def interpreted() -> bool:
     """Return whether the kernels run in interpret mode.
 
     Raises:
-      ValueError: the platform has neither Mosaic TPU nor (as a CPU has) the interpreter's say.
+      ValueError: the platform is neither a TPU nor a CPU.
     """
     platform = jax.default_backend()
     if platform not in ("cpu", "tpu"):

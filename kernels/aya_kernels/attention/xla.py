@@ -1,4 +1,4 @@
-"""Attention as plain XLA: the queries of a group are rows beside one another, so keys stay single."""
+"""Attention as plain XLA: the queries of a group become rows of one product, keys unrepeated."""
 
 import jax
 import jax.numpy as jnp

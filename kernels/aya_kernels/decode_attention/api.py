@@ -26,7 +26,7 @@ def decode_attention(
       q: [B, N, H].
       k_cache, v_cache: [B, S, K, H]; K divides N.
       lengths: int32 [B], filled slots; a row of length 0 gives zeros.
-      window: only the last `window` filled slots are seen.
+      window: only the last `window` filled slots are seen. May be traced.
       softcap, scale: as in `attention`.
       backend: `reference` or `xla` (the default).
 
@@ -36,10 +36,15 @@ def decode_attention(
     Raises:
       ValueError: shapes that do not fit, or a backend that does not exist.
     """
-    if q.shape[1] % k_cache.shape[2] or k_cache.shape != v_cache.shape:
+    if (
+        k_cache.shape != v_cache.shape
+        or (q.shape[0], q.shape[-1]) != (k_cache.shape[0], k_cache.shape[-1])
+        or q.shape[1] % k_cache.shape[2]
+        or lengths.shape != q.shape[:1]
+    ):
         raise ValueError(
-            f"decode_attention: q {q.shape}, k_cache {k_cache.shape} and v_cache {v_cache.shape} "
-            "do not fit"
+            f"decode_attention: q {q.shape}, k_cache {k_cache.shape}, v_cache {v_cache.shape} and "
+            f"lengths {lengths.shape} do not fit"
         )
     run = choose_backend("decode_attention", BACKENDS, backend, "xla")
     scale = q.shape[-1] ** -0.5 if scale is None else scale

@@ -26,7 +26,7 @@ def linear_logprob(
       hidden: [T, D].
       weight: [V, D], the output (or tied input) embeddings.
       targets: int32 [T].
-      scale: of the logits (Cohere's `logit_scale`); not zero.
+      scale: of the logits (Cohere's `logit_scale`); may be traced.
       softcap: `softcap * tanh(logit / softcap)` (Gemma 2).
       mask: bool [T]; where False the result and its gradients are 0.
       backend: `reference` makes the logits whole, `xla` (the default) never does.
@@ -44,5 +44,7 @@ def linear_logprob(
         )
     if mask is None:
         mask = jnp.ones(targets.shape, bool)
+    elif mask.shape != targets.shape:
+        raise ValueError(f"linear_logprob: mask {mask.shape} does not fit targets {targets.shape}")
     run = choose_backend("linear_logprob", BACKENDS, backend, "xla")
     return run(hidden, weight, targets, scale=scale, softcap=softcap, mask=mask)

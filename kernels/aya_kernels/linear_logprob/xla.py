@@ -125,7 +125,7 @@ def _backward(softcap: float | None, kept: Residuals, g: jax.Array) -> tuple[Any
 
     start = (jnp.zeros(hidden.shape, jnp.float32), jnp.zeros_like(weight))
     (d_hidden, d_weight), _ = jax.lax.scan(body, start, jnp.arange(count))
-    # d_hidden lacks the factor `scale` so far: its product with hidden is the gradient to the scale.
+    # Without the factor `scale` as yet, its product with hidden is the gradient to the scale.
     d_scale = (d_hidden * hidden).sum()
     return (scale * d_hidden).astype(hidden.dtype), d_weight, None, d_scale, None
 
