@@ -45,9 +45,12 @@ def save_model(
     """
     path = Path(path)
     with atomic_directory(path, replace=replace) as partial:
-        fill_model(
-            partial, config=config, params=params, lineage=lineage, tokenizer_dir=tokenizer_dir
-        )
+        for name in TOKENIZER_FILES:
+            source = Path(tokenizer_dir, name)
+            if not source.is_file():
+                raise AyaError(f"{source}: no such file; {tokenizer_dir} has no tokenizer")
+            shutil.copyfile(source, partial / name)
+        fill_model(partial, config=config, params=params, lineage=lineage)
     return path
 
 
@@ -57,15 +60,9 @@ def fill_model(
     config: Mapping[str, Any],
     params: Any,
     lineage: Mapping[str, Any],
-    tokenizer_dir: str | Path,
 ) -> None:
-    """Write the files of a model into a folder that its caller commits."""
+    """Write the files of a model, but for its tokenizer, into a folder that its caller commits."""
     write_tree(directory, "params", params)
-    for name in TOKENIZER_FILES:
-        source = Path(tokenizer_dir, name)
-        if not source.is_file():
-            raise AyaError(f"{source}: no such file; {tokenizer_dir} has no tokenizer")
-        shutil.copyfile(source, directory / name)
     whole = {**lineage, "params_fingerprint": params_fingerprint(params)}
     for name, content in (("config.json", config), ("lineage.json", whole)):
         atomic_write(directory / name, json.dumps(content, indent=1, sort_keys=True) + "\n")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from aya_jax.checkpoints.store import read_tree, write_tree
 from aya_jax.data.files import atomic_directory
@@ -35,10 +36,11 @@ class TrainStore:
     def save(self, step: int, state: Any) -> None:
         """Write the whole state or nothing, then drop what is older than the newest `keep`.
 
-        A state is a named tuple of pytrees; it is kept as a list of its leaves in tree order.
+        A state is a named tuple with a field `params`; the rest is kept as a list of its leaves.
         """
         with atomic_directory(self._place(step), replace=True) as partial:
-            write_tree(partial, "state", _as_dict(state))
+            write_tree(partial, "params", state.params)
+            write_tree(partial, "rest", _leaves(state._replace(params=None)))
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self._place(old))
 
@@ -54,15 +56,22 @@ class TrainStore:
         problem = AyaError(f"{self.directory}: there is no checkpoint")
         for candidate in candidates:
             try:
-                leaves = read_tree(self._place(candidate), "state", _as_dict(like))
+                params = read_tree(self._place(candidate), "params", like.params)
+                rest = like._replace(params=None)
+                leaves = read_tree(self._place(candidate), "rest", _leaves(rest))
             except AyaError as error:
                 problem = error
                 log.warning("%s; trying the checkpoint before", error)
                 continue
             ordered = [leaves[name] for name in sorted(leaves)]
-            return candidate, jax.tree.unflatten(jax.tree.structure(like), ordered)
+            whole = jax.tree.unflatten(jax.tree.structure(rest), ordered)
+            return candidate, whole._replace(params=params)
         raise problem
 
+    def load_params(self, step: int) -> Any:
+        """Return the parameters of a checkpoint alone, on the default device."""
+        return jax.tree.map(jnp.asarray, read_tree(self._place(step), "params"))
 
-def _as_dict(state: Any) -> dict[str, Any]:
-    return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+
+def _leaves(rest: Any) -> dict[str, Any]:
+    return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(rest))}

@@ -14,16 +14,13 @@ from aya_jax.errors import AyaError, nearest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def parse_gin(
-    files: Sequence[str], bindings: Sequence[str], *, scopes: Iterable[str] | None = None
-) -> None:
+def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
     """Read gin files, then single bindings over them.
 
     Args:
       files: paths; `include` statements in them are looked up beside the current folder and in the
         project's own folder.
       bindings: such as `offline_dpo/train.learning_rate = 1e-4`.
-      scopes: the scopes that exist; gin itself would take a misspelt one without a word.
 
     Raises:
       AyaError: a file is missing, a line is no gin, or a name is misspelt; it names the nearest.
@@ -40,12 +37,24 @@ def parse_gin(
         # gin raises many kinds; each one is about what the user wrote.
         except Exception as error:
             raise AyaError(_explain(error)) from None
-    known = set(scopes) if scopes is not None else None
+
+
+def check_scopes(scopes: Iterable[str]) -> None:
+    """Raise `AyaError` for a binding under a scope that does not exist; gin itself takes any."""
+    known = {part for scope in scopes for part in scope.split("/") if part}
     for (scope, selector), bound in gin_config._CONFIG.items():
-        for part in scope.split("/") if scope and known is not None else ():
+        if selector == "gin.macro":
+            continue
+        for part in scope.split("/") if scope else ():
             if part not in known:
-                name = f"{scope}/{selector.rsplit('.', 1)[-1]}.{next(iter(bound), '')}"
+                name = f"{scope}/{_short(selector)}.{next(iter(bound), '')}"
                 raise AyaError(f"gin: unknown scope '{part}' in '{name}'{nearest(part, known)}")
+
+
+def _short(selector: str) -> str:
+    """Return the name as it is written in a gin file: with its module only where it has a short one."""
+    module, _, name = selector.rpartition(".")
+    return selector if module in ("atlas", "source") else name
 
 
 def _explain(error: Exception) -> str:
@@ -79,13 +88,12 @@ def effective_settings(configurables: Iterable[Callable[..., Any]], scope: str) 
     with gin.config_scope(scope or None):
         for configurable in configurables:
             name = gin_config._INVERSE_REGISTRY[_unwrapped(configurable)].selector
-            short = name.rsplit(".", 1)[-1] if not name.startswith("atlas.") else name
             parameters = inspect.signature(_unwrapped(configurable)).parameters.values()
             defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
             bound = gin.get_bindings(configurable, resolve_references=True, inherit_scopes=True)
             for parameter, value in sorted({**defaults, **bound}.items()):
                 if value is not gin.REQUIRED and not callable(value):
-                    settings[f"{short}.{parameter}"] = _plain(value)
+                    settings[f"{_short(name)}.{parameter}"] = _plain(value)
     return settings
 
 

@@ -21,8 +21,9 @@ _NOT_PART_OF_RESULTS = ("report", "cli.py", "progress.py", "metrics.py", "__main
 
 @dataclass
 class Context:
-    """What a stage is given: where to write, its inputs' folders, and the line to report on."""
+    """What a stage is given: its name, where to write, its inputs' folders, the line to report on."""
 
+    name: str
     directory: Path
     inputs: dict[str, Path]
     line: StageLine
@@ -108,6 +109,7 @@ def execute(stages: Sequence[Stage], run: RunDirectory, terminal: Terminal) -> N
         outcome = "stopped"
         try:
             context = Context(
+                name=stage.name,
                 directory=run.open_stage(stage.name, plan["fingerprint"]),
                 inputs={name: run.stage_path(name) for name in stage.inputs},
                 line=line,

@@ -1,0 +1,222 @@
+"""The `aya` command: one verb a job, no logic of its own."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from aya_jax.errors import AyaError
+
+Parser = argparse.ArgumentParser
+Args = argparse.Namespace
+
+DESCRIPTION = "Multilingual post-training in JAX: the Aya Expanse recipe, one verb a job."
+
+
+def _run(parser: Parser) -> Callable[[Args], None]:
+    parser.add_argument("config", nargs="?", help="the recipe's gin file")
+    parser.add_argument("--run_dir", help="where the run lives; runs/NAME of the gin file if absent")
+
+    def call(args: Args) -> None:
+        from aya_jax.progress import Terminal
+        from aya_jax.recipe.run import run_recipe
+
+        files = [*([args.config] if args.config else []), *args.gin_file]
+        if not files:
+            raise AyaError("run: name a recipe, for example configs/recipes/tiny.gin")
+        run_dir = args.run_dir or Path("runs", Path(files[0]).stem)
+        run_recipe(files, args.gin_bindings, run_dir=run_dir, terminal=Terminal())
+
+    return call
+
+
+def _training(verb: str, data: str) -> Callable[[Parser], Callable[[Args], None]]:
+    def add(parser: Parser) -> Callable[[Args], None]:
+        parser.add_argument("--model", required=True, help="model directory to start from")
+        parser.add_argument("--data", required=True, help=data)
+        parser.add_argument("--out", required=True, help="model directory to make")
+        if verb == "dpo":
+            parser.add_argument("--reference", help="reference model; --model itself if absent")
+
+        def call(args: Args) -> None:
+            from aya_jax.recipe import verbs
+
+            verbs.train_verb(verb, args.model, args.data, args.out, getattr(args, "reference", None))
+
+        return call
+
+    return add
+
+
+def _generate(parser: Parser) -> Callable[[Args], None]:
+    parser.add_argument("--model", required=True, help="model directory")
+    parser.add_argument("--data", help="JSONL file of prompts")
+    parser.add_argument("--prompt", help="one prompt, answered on the terminal")
+    parser.add_argument("--out", help="JSONL file to write")
+
+    def call(args: Args) -> None:
+        from aya_jax.recipe import verbs
+
+        verbs.generate_verb(args.model, data=args.data, prompt=args.prompt, out=args.out)
+
+    return call
+
+
+def _arbitrate(parser: Parser) -> Callable[[Args], None]:
+    parser.add_argument("--data", required=True, help="JSONL file of prompts")
+    parser.add_argument(
+        "--teachers", required=True, nargs="+", help="model directories or JSONL files of answers"
+    )
+    parser.add_argument("--reward", required=True, help="reward model directory")
+    parser.add_argument("--out", required=True, help="folder for candidates, sft and pairs (JSONL)")
+
+    def call(args: Args) -> None:
+        from aya_jax.recipe import verbs
+
+        verbs.arbitrate_verb(args.data, args.teachers, args.reward, args.out)
+
+    return call
+
+
+def _merge(parser: Parser) -> Callable[[Args], None]:
+    parser.add_argument("--models", required=True, nargs="+", help="model directories")
+    parser.add_argument("--base", help="what they were trained from, for ties, dare and the like")
+    parser.add_argument("--method", help="linear, slerp, task_arithmetic, ties, dare_linear, dare_ties")
+    parser.add_argument("--weights", nargs="+", type=float, help="one a model; equal if absent")
+    parser.add_argument("--density", type=float, help="share of entries that ties and dare keep")
+    parser.add_argument("--out", required=True, help="model directory to make")
+
+    def call(args: Args) -> None:
+        from aya_jax.merging.merge import merge
+
+        given = {"method": args.method, "weights": args.weights, "density": args.density}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        merge(args.models, out=args.out, base=args.base, **chosen)
+
+    return call
+
+
+def _evaluate(parser: Parser) -> Callable[[Args], None]:
+    parser.add_argument("--model", required=True, help="model directory")
+    parser.add_argument("--data", required=True, help="JSONL file of held-out prompts")
+    parser.add_argument("--judge", required=True, help="reward model that decides wins")
+    parser.add_argument("--opponent", help="model directory to compare with")
+    parser.add_argument("--out", required=True, help="JSON file of figures to write")
+
+    def call(args: Args) -> None:
+        from aya_jax.recipe import verbs
+
+        verbs.evaluate_verb(args.model, args.data, args.judge, args.opponent, args.out)
+
+    return call
+
+
+def _report(parser: Parser) -> Callable[[Args], None]:
+    parser.add_argument("run_dir", help="the directory of a finished run")
+
+    def call(args: Args) -> None:
+        from aya_jax.recipe import verbs
+
+        verbs.report_verb(args.run_dir)
+
+    return call
+
+
+def _chat(parser: Parser) -> Callable[[Args], None]:
+    parser.add_argument("--model", required=True, help="model directory")
+
+    def call(args: Args) -> None:
+        from aya_jax.recipe import verbs
+
+        verbs.chat_verb(args.model, sys.stdin, sys.stdout)
+
+    return call
+
+
+VERBS: dict[str, tuple[Callable[[Parser], Callable[[Args], None]], str, str]] = {
+    "run": (
+        _run,
+        "run a whole recipe, or go on with one that was interrupted",
+        "aya run configs/recipes/tiny.gin --run_dir runs/tiny",
+    ),
+    "sft": (
+        _training("sft", "JSONL with prompt and completion"),
+        "fine-tune a model on completions",
+        "aya sft --model MODEL --data sft.jsonl --out OUT --gin_bindings 'train.epochs = 2'",
+    ),
+    "dpo": (
+        _training("dpo", "JSONL with prompt, chosen and rejected"),
+        "preference-train a model",
+        "aya dpo --model MODEL --data pairs.jsonl --out OUT --gin_bindings 'dpo_objective.beta = 0.1'",
+    ),
+    "reward": (
+        _training("reward", "JSONL with prompt, chosen and rejected"),
+        "train a reward model",
+        "aya reward --model MODEL --data pairs.jsonl --out OUT",
+    ),
+    "generate": (
+        _generate,
+        "answer prompts",
+        "aya generate --model MODEL --data prompts.jsonl --out answers.jsonl",
+    ),
+    "arbitrate": (
+        _arbitrate,
+        "let a pool of teachers answer, score the answers, route the best",
+        "aya arbitrate --data prompts.jsonl --teachers A B answers.jsonl --reward RM --out DIR",
+    ),
+    "merge": (
+        _merge,
+        "merge models",
+        "aya merge --models A B --method linear --weights 0.6 0.4 --out OUT",
+    ),
+    "evaluate": (
+        _evaluate,
+        "answer held-out prompts and measure the answers",
+        "aya evaluate --model MODEL --data eval.jsonl --judge RM --opponent OTHER --out figures.json",
+    ),
+    "report": (_report, "write report.json and report.html of a run", "aya report runs/tiny"),
+    "chat": (_chat, "talk to a model", "aya chat --model runs/tiny/stages/online_dpo_3"),
+}
+
+
+def parser() -> Parser:
+    """Return the parser of the whole command."""
+    top = argparse.ArgumentParser(prog="aya", description=DESCRIPTION)
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, (add, text, example) in VERBS.items():
+        verb = verbs.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.set_defaults(call=add(verb))
+        verb.add_argument("--gin_file", action="append", default=[], help="gin file; may be repeated")
+        verb.add_argument(
+            "--gin_bindings", action="append", default=[], help="a gin binding; may be repeated"
+        )
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status. A user's mistake is one line on stderr."""
+    args = parser().parse_args(arguments)
+    try:
+        if args.verb != "run":
+            from aya_jax.recipe.verbs import read_gin
+
+            read_gin(args.gin_file, args.gin_bindings)
+        args.call(args)
+    except AyaError as error:
+        # gin appends to a message which configurable was being called; the first line is ours.
+        print(f"aya {args.verb}: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("aya: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

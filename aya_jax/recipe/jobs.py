@@ -1,0 +1,319 @@
+"""One job a training verb: records and a model in, a model directory out. Stages and verbs share them."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gin
+import jax
+import numpy as np
+
+from aya_jax.arbitrage.arbiter import score
+from aya_jax.checkpoints.model_directory import fill_model
+from aya_jax.checkpoints.train_store import TrainStore
+from aya_jax.data.examples import Rows, pack, pad, pad_length, text_rows, tokenize
+from aya_jax.data.files import fingerprint
+from aya_jax.data.records import Record
+from aya_jax.data.tokenizer import Tokenizer
+from aya_jax.errors import AyaError
+from aya_jax.evaluation.bootstrap import Figure, summarise
+from aya_jax.merging.merge import merge_trees
+from aya_jax.metrics import MetricWriter
+from aya_jax.model import Model
+from aya_jax.models.config import DecoderConfig, decoder_config
+from aya_jax.models.decoder import Batch, Params, init_params
+from aya_jax.models.heads import target_logprobs
+from aya_jax.training.loop import train
+from aya_jax.training.objectives import DPO, SFT, Objective, Reward
+
+Update = Callable[[int, int, Mapping[str, float]], None]
+SHOWN = ("loss", "rewards/accuracies", "rewards/margins")
+
+
+@gin.configurable
+def lengths(*, max_length: int = 1024, multiple: int = 64) -> tuple[int, int]:
+    """Return the longest example in tokens, and what padded lengths are a multiple of."""
+    return max_length, multiple
+
+
+@gin.configurable
+def merge_checkpoints(*, last: int = 1) -> int:
+    """Return how many of a run's last checkpoints its model is the uniform average of."""
+    if last < 1:
+        raise AyaError(f"merge_checkpoints.last is {last}; it must be at least 1")
+    return last
+
+
+@gin.configurable
+def new_model(*, seed: int = 0) -> int:
+    """Return the seed of fresh parameters."""
+    return seed
+
+
+def _silent(done: int, total: int, figures: Mapping[str, float]) -> None:
+    """Report to nobody."""
+
+
+def _fit(
+    objective: Objective,
+    start: Params,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    work: Path,
+    update: Update,
+    events: Path | None,
+) -> tuple[Params, dict[str, Any]]:
+    """Train in `work`, resuming what is there; return the (averaged) parameters and figures."""
+    last = merge_checkpoints()
+    store = TrainStore(work / "checkpoints", keep=max(2, last))
+    figures: dict[str, float] = {}
+    with MetricWriter(work, resume_step=store.latest_step() or 0, events=events) as metrics:
+
+        def observe(step: int, values: Mapping[str, float]) -> None:
+            kept = {name: value for name, value in values.items() if name != "total"}
+            metrics.write(step, kept)
+            figures.update(kept)
+            shown = {name: kept[name] for name in SHOWN if name in kept}
+            update(step, int(values["total"]), shown)
+
+        steps = train(objective, start, arrays, store=store, observe=observe)
+    params = merge_trees([store.load_params(step) for step in store.steps()[-last:]])
+    return params, {"steps": steps, **{n: figures[n] for n in SHOWN if n in figures}}
+
+
+def _finish(
+    work: Path,
+    config: dict[str, Any],
+    params: Params,
+    *,
+    stage: str,
+    method: str,
+    data: Sequence[Record] | Sequence[str],
+    parent: Model | None,
+    tokenizer: Tokenizer,
+) -> None:
+    """Turn the work folder into a model directory: its files in, the training checkpoints out."""
+    parents = []
+    if parent is not None:
+        name = parent.lineage.get("stage", "model")
+        print_of = parent.lineage.get("params_fingerprint")
+        parents.append({"path": name, "fingerprint": print_of, "weight": None})
+    lineage = {
+        "stage": stage,
+        "kind": "train",
+        "method": method,
+        "parents": parents,
+        "data": [fingerprint(list(data))],
+        "examples": len(data),
+    }
+    tokenizer.save(work)
+    fill_model(work, config=config, params=params, lineage=lineage)
+    shutil.rmtree(work / "checkpoints", ignore_errors=True)
+
+
+def _row_arrays(rows: Rows, prefix: str = "") -> dict[str, np.ndarray]:
+    return {f"{prefix}{name}": array for name, array in rows._asdict().items()}
+
+
+def pretrain(
+    lines: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    work: Path,
+    stage: str,
+    update: Update = _silent,
+    events: Path | None = None,
+) -> dict[str, Any]:
+    """Train a fresh decoder (`decoder_config`) on plain text; fill `work` with the model."""
+    config = replace(
+        decoder_config(),
+        vocab_size=tokenizer.vocab_size,
+        pad_token_id=tokenizer.pad_id,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+    )
+    rows = text_rows(lines, tokenizer, length=lengths()[0])
+    start = init_params(config, jax.random.key(new_model()))
+    params, figures = _fit(
+        SFT(config), start, _row_arrays(rows), work=work, update=update, events=events
+    )
+    _finish(
+        work,
+        config.to_hf(),
+        params,
+        stage=stage,
+        method="pretrain",
+        data=lines,
+        parent=None,
+        tokenizer=tokenizer,
+    )
+    return {"rows": len(rows.tokens), **figures}
+
+
+def sft(
+    model: Model,
+    records: Sequence[Record],
+    *,
+    work: Path,
+    stage: str,
+    update: Update = _silent,
+    events: Path | None = None,
+) -> dict[str, Any]:
+    """Fine-tune on `prompt` and `completion`, loss on completion tokens, packed rows."""
+    limit = min(lengths()[0], model.config.max_position_embeddings)
+    examples = [tokenize(r, model.tokenizer, field="completion", max_length=limit) for r in records]
+    rows = pack(examples, length=limit)
+    params, figures = _fit(
+        SFT(model.config), model.params, _row_arrays(rows), work=work, update=update, events=events
+    )
+    _finish(
+        work,
+        model.config.to_hf(),
+        params,
+        stage=stage,
+        method="sft",
+        data=records,
+        parent=model,
+        tokenizer=model.tokenizer,
+    )
+    return {"examples": len(records), **figures}
+
+
+def _pair_arrays(model: Model, pairs: Sequence[Record]) -> dict[str, np.ndarray]:
+    limit, multiple = lengths()
+    limit = min(limit, model.config.max_position_embeddings)
+    if not pairs:
+        raise AyaError("there is no preference pair to train on; every prompt's answers are equal")
+    sides = {
+        field: [tokenize(r, model.tokenizer, field=field, max_length=limit) for r in pairs]
+        for field in ("chosen", "rejected")
+    }
+    width = pad_length([*sides["chosen"], *sides["rejected"]], multiple=multiple, max_length=limit)
+    arrays: dict[str, np.ndarray] = {}
+    for field, examples in sides.items():
+        arrays.update(_row_arrays(pad(examples, length=width), f"{field}_"))
+    return arrays
+
+
+@partial(jax.jit, static_argnames="config")
+def _sequence_logprobs(
+    config: DecoderConfig, params: Params, batch: Batch, mask: jax.Array
+) -> jax.Array:
+    return target_logprobs(config, params, batch, mask).sum(-1)
+
+
+def sequence_logprobs(model: Model, rows: Rows, *, batch_size: int = 32) -> np.ndarray:
+    """Return float32 [R]: the summed log-probability of each row's completion under `model`."""
+    out = []
+    for start in range(0, len(rows.tokens), batch_size):
+        part = [array[start : start + batch_size] for array in rows]
+        short = batch_size - len(part[0])
+        tokens, positions, segments, mask = (np.pad(x, ((0, short), (0, 0))) for x in part)
+        batch = Batch(tokens, positions, segments)
+        values = _sequence_logprobs(model.config, model.params, batch, mask)
+        out.append(np.asarray(values)[: batch_size - short])
+    return np.concatenate(out)
+
+
+@gin.configurable
+def dpo_objective(
+    config: DecoderConfig,
+    *,
+    beta: float = 0.1,
+    variant: str = "sigmoid",
+    label_smoothing: float = 0.0,
+    sft_weight: float = 0.0,
+) -> DPO:
+    """Return DPO's objective with the settings of its stage; see `losses.dpo.dpo_loss`."""
+    return DPO(config, beta, variant, label_smoothing, sft_weight)
+
+
+def dpo(
+    model: Model,
+    pairs: Sequence[Record],
+    *,
+    work: Path,
+    stage: str,
+    reference: Model | None = None,
+    update: Update = _silent,
+    events: Path | None = None,
+) -> dict[str, Any]:
+    """Preference-train on `prompt`, `chosen` and `rejected`.
+
+    The log-probabilities of the reference (the model itself if absent) are computed once.
+    """
+    arrays = _pair_arrays(model, pairs)
+    reference = reference or model
+    for field in ("chosen", "rejected"):
+        rows = Rows(*(arrays[f"{field}_{name}"] for name in Rows._fields))
+        arrays[f"reference_{field}"] = sequence_logprobs(reference, rows)
+    params, figures = _fit(
+        dpo_objective(model.config),
+        model.params,
+        arrays,
+        work=work,
+        update=update,
+        events=events,
+    )
+    _finish(
+        work,
+        model.config.to_hf(),
+        params,
+        stage=stage,
+        method="dpo",
+        data=pairs,
+        parent=model,
+        tokenizer=model.tokenizer,
+    )
+    return {"pairs": len(pairs), **figures}
+
+
+@gin.configurable
+def reward_objective(config: DecoderConfig, *, center_coefficient: float = 0.01) -> Reward:
+    """Return the objective of a reward model; see `losses.reward.bradley_terry_loss`."""
+    return Reward(config, center_coefficient)
+
+
+def reward(
+    model: Model,
+    pairs: Sequence[Record],
+    *,
+    work: Path,
+    stage: str,
+    update: Update = _silent,
+    events: Path | None = None,
+) -> dict[str, Any]:
+    """Train a reward model by Bradley-Terry: the decoder of `model` with a scalar head."""
+    start = dict(model.params)
+    if not model.is_reward_model:
+        start["score"] = init_params(model.config, jax.random.key(0), reward_head=True)["score"]
+    params, figures = _fit(
+        reward_objective(model.config),
+        start,
+        _pair_arrays(model, pairs),
+        work=work,
+        update=update,
+        events=events,
+    )
+    _finish(
+        work,
+        model.config.to_hf(reward=True),
+        params,
+        stage=stage,
+        method="reward",
+        data=pairs,
+        parent=model,
+        tokenizer=model.tokenizer,
+    )
+    return {"pairs": len(pairs), **figures}
+
+
+def pair_accuracy(model: Model, pairs: Sequence[Record]) -> Figure:
+    """Return how often a reward model prefers the chosen completion, for each language."""
+    chosen = score(model, pairs, [pair["chosen"] for pair in pairs])
+    rejected = score(model, pairs, [pair["rejected"] for pair in pairs])
+    languages = [pair.get("language", "und") for pair in pairs]
+    return summarise((chosen > rejected).astype(float).tolist(), languages)

@@ -1,0 +1,132 @@
+"""The verbs of the command line that work on files, outside a recipe."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from aya_jax.arbitrage.pairs import best_against_worst
+from aya_jax.arbitrage.pool import answer_and_score, open_pool
+from aya_jax.arbitrage.routers import route, routing_counts
+from aya_jax.data.files import atomic_directory, atomic_write
+from aya_jax.data.records import prompt_messages, read_records, write_records
+from aya_jax.errors import AyaError
+from aya_jax.evaluation.evaluate import answer, mark, summary
+from aya_jax.generation.engine import sample
+from aya_jax.model import load
+from aya_jax.progress import Terminal
+from aya_jax.recipe import jobs
+from aya_jax.recipe.settings import parse_gin
+
+PREFERENCE = ("prompt", "chosen", "rejected")
+
+
+def read_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
+    """Read gin files and bindings for one verb."""
+    parse_gin(files, bindings)
+
+
+def train_verb(verb: str, model: str, data: str, out: str, reference: str | None) -> None:
+    """`aya sft`, `aya dpo` and `aya reward`: records and a model in, a model directory out.
+
+    What a killed attempt left in `OUT.partial` is gone on from.
+    """
+    place = Path(out).absolute()
+    if place.exists():
+        raise AyaError(f"{out}: exists already; remove it or give another --out")
+    required = ("prompt", "completion") if verb == "sft" else PREFERENCE
+    records = read_records(data, required=required)
+    start = load(model, reward=None if verb == "reward" else False)
+    work = place.with_name(f"{place.name}.partial")
+    work.mkdir(parents=True, exist_ok=True)
+    line = Terminal().stage(verb, 1, 1)
+
+    def update(done: int, total: int, figures: object) -> None:
+        line.update(done, total, figures)  # type: ignore[arg-type]
+
+    if verb == "dpo":
+        other = load(reference, reward=False) if reference else None
+        figures = jobs.dpo(start, records, work=work, stage=verb, reference=other, update=update)
+    else:
+        train = jobs.sft if verb == "sft" else jobs.reward
+        figures = train(start, records, work=work, stage=verb, update=update)
+    work.rename(place)
+    line.close("  ".join(f"{k} {v:.4g}" for k, v in figures.items()) + f"  {out}")
+
+
+def generate_verb(model: str, *, data: str | None, prompt: str | None, out: str | None) -> None:
+    """`aya generate`: complete the prompts of a file, or one prompt on the terminal."""
+    loaded = load(model, reward=False)
+    if prompt is not None:
+        turns = [[{"role": "user", "content": prompt}]]
+        print(sample(loaded.config, loaded.params, loaded.tokenizer, turns)[0][0])
+        return
+    if data is None or out is None:
+        raise AyaError("generate: give --prompt, or --data with --out")
+    records = read_records(data)
+    texts = sample(
+        loaded.config, loaded.params, loaded.tokenizer, [prompt_messages(r) for r in records]
+    )
+    rows = [
+        {**record, "completion": each[0]} if len(each) == 1 else {**record, "completions": each}
+        for record, each in zip(records, texts, strict=True)
+    ]
+    write_records(out, rows)
+
+
+def arbitrate_verb(data: str, teachers: Sequence[str], reward: str, out: str) -> None:
+    """`aya arbitrate`: candidates.jsonl, sft.jsonl and pairs.jsonl into a new folder."""
+    records = read_records(data)
+    arbiter = load(reward, reward=True)
+    with atomic_directory(out) as folder:
+        scored = answer_and_score(records, open_pool(list(teachers)), arbiter)
+        routed = route(scored)
+        write_records(folder / "candidates.jsonl", scored)
+        write_records(folder / "sft.jsonl", routed)
+        write_records(folder / "pairs.jsonl", best_against_worst(scored))
+    for code, counts in routing_counts(routed).items():
+        print(f"{code}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+
+
+def evaluate_verb(model: str, data: str, judge: str, opponent: str | None, out: str) -> None:
+    """`aya evaluate`: the figures of one model as JSON, against an opponent if one is given."""
+    records = read_records(data)
+    judges = {"unused_reward": load(judge, reward=True)}
+
+    def marked(path: str) -> list[dict]:
+        loaded = load(path, reward=False)
+        return mark(records, answer(loaded, records), judges)
+
+    figures = summary(marked(model), marked(opponent) if opponent else None)
+    atomic_write(out, json.dumps(figures, indent=1, sort_keys=True) + "\n")
+    rows = [
+        (name, *(f"{figure['overall'][key]:.3f}" for key in ("value", "low", "high")))
+        for name, figure in figures.items()
+    ]
+    Terminal().table(f"{model} on {len(records)} prompts", ("metric", "value", "low", "high"), rows)
+
+
+def report_verb(run_dir: str) -> None:
+    """`aya report`: write the report of a finished run again."""
+    from aya_jax.recipe.summary import write_summary
+
+    print(write_summary(Path(run_dir)))
+
+
+def chat_verb(model: str, lines: TextIO, out: TextIO) -> None:
+    """`aya chat`: a conversation, one line a turn, until the end of the input."""
+    loaded = load(model, reward=False)
+    turns: list[dict[str, str]] = []
+    while True:
+        out.write("> ")
+        out.flush()
+        line = lines.readline()
+        if not line:
+            out.write("\n")
+            return
+        if not line.strip():
+            continue
+        turns.append({"role": "user", "content": line.strip()})
+        text = sample(loaded.config, loaded.params, loaded.tokenizer, [turns])[0][0]
+        turns.append({"role": "assistant", "content": text})
+        out.write(text + "\n")
