@@ -15,7 +15,9 @@ DESCRIPTION = "Multilingual post-training in JAX: the Aya Expanse recipe, one ve
 
 def _run(parser: Parser) -> Callable[[Args], None]:
     parser.add_argument("config", nargs="?", help="the recipe's gin file")
-    parser.add_argument("--run_dir", help="where the run lives; runs/NAME of the gin file if absent")
+    parser.add_argument(
+        "--run_dir", help="where the run lives; runs/NAME of the gin file if absent"
+    )
 
     def call(args: Args) -> None:
         from aya_jax.progress import Terminal
@@ -41,7 +43,9 @@ def _training(verb: str, data: str) -> Callable[[Parser], Callable[[Args], None]
         def call(args: Args) -> None:
             from aya_jax.recipe import verbs
 
-            verbs.train_verb(verb, args.model, args.data, args.out, getattr(args, "reference", None))
+            verbs.train_verb(
+                verb, args.model, args.data, args.out, getattr(args, "reference", None)
+            )
 
         return call
 
@@ -81,7 +85,9 @@ def _arbitrate(parser: Parser) -> Callable[[Args], None]:
 def _merge(parser: Parser) -> Callable[[Args], None]:
     parser.add_argument("--models", required=True, nargs="+", help="model directories")
     parser.add_argument("--base", help="what they were trained from, for ties, dare and the like")
-    parser.add_argument("--method", help="linear, slerp, task_arithmetic, ties, dare_linear, dare_ties")
+    parser.add_argument(
+        "--method", help="linear, slerp, task_arithmetic, ties, dare_linear, dare_ties"
+    )
     parser.add_argument("--weights", nargs="+", type=float, help="one a model; equal if absent")
     parser.add_argument("--density", type=float, help="share of entries that ties and dare keep")
     parser.add_argument("--out", required=True, help="model directory to make")
@@ -192,7 +198,9 @@ def parser() -> Parser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         verb.set_defaults(call=add(verb))
-        verb.add_argument("--gin_file", action="append", default=[], help="gin file; may be repeated")
+        verb.add_argument(
+            "--gin_file", action="append", default=[], help="gin file; may be repeated"
+        )
         verb.add_argument(
             "--gin_bindings", action="append", default=[], help="a gin binding; may be repeated"
         )

@@ -5,6 +5,7 @@ from functools import partial
 
 import gin
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from aya_jax.data.examples import Example, pad, tokenize
@@ -42,7 +43,9 @@ def score(
     """
     limit = model.config.max_position_embeddings
     examples = [
-        tokenize({**record, "completion": text}, model.tokenizer, field="completion", max_length=limit)
+        tokenize(
+            {**record, "completion": text}, model.tokenizer, field="completion", max_length=limit
+        )
         for record, text in zip(records, completions, strict=True)
     ]
     widths: dict[int, list[int]] = {}
@@ -56,6 +59,7 @@ def score(
             part = members[start : start + batch_size]
             rows = [examples[i] for i in part] + [filler] * (batch_size - len(part))
             tokens, positions, segment_ids, _ = pad(rows, length=width)
-            values = _rewards(model.config, model.params, Batch(tokens, positions, segment_ids))
+            batch = Batch(*map(jnp.asarray, (tokens, positions, segment_ids)))
+            values = _rewards(model.config, model.params, batch)
             out[part] = np.asarray(values)[: len(part)]
     return out

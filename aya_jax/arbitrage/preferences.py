@@ -21,7 +21,10 @@ def _draw(*parts: object) -> int:
 
 
 def _poor_of_others(
-    records: Sequence[Record], by_language: Mapping[str | None, Sequence[int]], index: int, seed: int
+    records: Sequence[Record],
+    by_language: Mapping[str | None, Sequence[int]],
+    index: int,
+    seed: int,
 ) -> dict[str, str]:
     """Return faulty completions of a record that has no checker: other records' completions."""
     record = records[index]

@@ -82,7 +82,9 @@ def route(
     for record, candidate in zip(records, chosen, strict=True):
         if candidate is not None:
             kept = {k: v for k, v in record.items() if k != "candidates"}
-            routed.append({**kept, "completion": candidate["completion"], "source": candidate["model"]})
+            routed.append(
+                {**kept, "completion": candidate["completion"], "source": candidate["model"]}
+            )
     if not routed:
         raise AyaError(f"route: router {router!r} left no record; its teacher answered none")
     return routed

@@ -32,7 +32,9 @@ uk Ukrainian Cyrl ltr | vi Vietnamese Latn ltr | zh Chinese Hani ltr
 LANGUAGES: dict[str, Language] = {
     language.code: language
     for language in (
-        Language(*entry.split()) for line in _TABLE.strip().splitlines() for entry in line.split("|")
+        Language(*entry.split())
+        for line in _TABLE.strip().splitlines()
+        for entry in line.split("|")
     )
 }
 

@@ -48,7 +48,9 @@ def _parse(line: bytes, where: str, required: Sequence[str]) -> Record:
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise AyaError(f"{where}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+        raise AyaError(
+            f"{where}: not UTF-8 at byte {error.start}; save the file as UTF-8"
+        ) from None
     except json.JSONDecodeError as error:
         raise AyaError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
     if not isinstance(record, dict):

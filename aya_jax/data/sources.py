@@ -94,7 +94,7 @@ def text(*, source: str = "atlas", languages: Sequence[str] | None = None) -> li
     """
     if source == "atlas":
         return atlas.text(**({"languages": languages} if languages else {}))
-    lines = []
+    lines: list[str] = []
     for row in read_records(source, required=()):
         if languages is None or row.get("language") in languages:
             lines.extend(row[f] for f in ("prompt", "completion", "text") if row.get(f))

@@ -57,7 +57,9 @@ class Tokenizer:
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
-        return re.compile("(" + "|".join(map(re.escape, sorted(self._special))) + "|\ue000[0-9]+\ue001)")
+        return re.compile(
+            "(" + "|".join(map(re.escape, sorted(self._special))) + "|\ue000[0-9]+\ue001)"
+        )
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of plain text; the text of a special token is only text here."""
@@ -78,7 +80,10 @@ class Tokenizer:
             for i, message in enumerate(messages)
         ]
         rendered = self._template.render(
-            messages=marked, bos_token=BOS, eos_token=EOS, add_generation_prompt=add_generation_prompt
+            messages=marked,
+            bos_token=BOS,
+            eos_token=EOS,
+            add_generation_prompt=add_generation_prompt,
         )
         ids: list[int] = []
         for part in self._special_pattern.split(rendered):
@@ -124,7 +129,9 @@ class Tokenizer:
             config = json.loads((directory / "tokenizer_config.json").read_text("utf-8"))
             return cls(model, config["chat_template"])
         except FileNotFoundError as error:
-            raise AyaError(f"{error.filename}: no such file; {directory} is no whole model") from None
+            raise AyaError(
+                f"{error.filename}: no such file; {directory} is no whole model"
+            ) from None
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise AyaError(f"{directory}: the tokenizer cannot be read ({reason})") from None

@@ -34,7 +34,7 @@ def mark(
             verdict = check(record, text)
             row.update(correct=verdict.correct, right_language=verdict.right_language)
         elif "language" in record:
-            code = record.get("answer_language", record["language"])
+            code = str(record.get("answer_language", record["language"]))
             row["right_language"] = script_share(text, language_of(code).script) > 0.5
         marked.append(row)
     for name, judge in judges.items():
@@ -69,5 +69,7 @@ def summary(
     for name, source in (("win_rate", "unused_reward"), ("checker_win_rate", "correct")):
         if source in figures:
             ours = [row[source] for row in marked]
-            figures[name] = summarise(wins(ours, [row[source] for row in opponent]), languages)
+            figures[name] = summarise(
+                wins(ours, [row[source] for row in opponent]).tolist(), languages
+            )
     return figures

@@ -47,7 +47,9 @@ def choose(
     return jnp.where(temperature > 0, sampled, logits_BV.argmax(-1)).astype(jnp.int32)
 
 
-@partial(jax.jit, static_argnames=("config", "max_new_tokens", "eos_id", "greedy", "top_k", "top_p"))
+@partial(
+    jax.jit, static_argnames=("config", "max_new_tokens", "eos_id", "greedy", "top_k", "top_p")
+)
 def _sample(
     params: Params,
     tokens_BP: jax.Array,

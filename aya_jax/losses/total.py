@@ -9,7 +9,7 @@ class Total(NamedTuple):
     """`loss / count` is the mean loss; each metric is a pair (sum, count), all float32 scalars."""
 
     loss: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuple.count is not used here
     metrics: dict[str, tuple[jax.Array, jax.Array]]
 
 

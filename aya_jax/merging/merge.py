@@ -22,7 +22,9 @@ def _settings(count: int, method: str, weights: Sequence[float] | None) -> tuple
     if len(weights) != count:
         raise AyaError(f"merge: {len(weights)} weights for {count} models; give one for each")
     if method in SUMS_TO_ONE and abs(sum(weights) - 1.0) > 1e-6:
-        raise AyaError(f"merge: the weights of {method!r} sum to {sum(weights):g}; they must sum to 1")
+        raise AyaError(
+            f"merge: the weights of {method!r} sum to {sum(weights):g}; they must sum to 1"
+        )
     return tuple(float(w) for w in weights)
 
 
@@ -74,7 +76,10 @@ def merge_trees(
 def _check_same(a: Any, b: Any) -> None:
     def shapes(tree: Any) -> dict[str, Any]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+            for path, leaf in leaves
+        }
 
     ours, theirs = shapes(a), shapes(b)
     for name in sorted(ours.keys() | theirs.keys()):
@@ -125,7 +130,11 @@ def merge(
         seed=seed,
     )
     parents = [
-        {"path": Path(path).name, "fingerprint": load_lineage(path)["params_fingerprint"], "weight": w}
+        {
+            "path": Path(path).name,
+            "fingerprint": load_lineage(path)["params_fingerprint"],
+            "weight": w,
+        }
         for path, w in zip(paths, shares, strict=True)
     ]
     lineage = {"stage": stage, "kind": "merge", "method": method, "parents": parents}

@@ -44,7 +44,9 @@ class DecoderConfig:
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
         if self.head_dim % 2:
-            raise AyaError(f"config: the head size {self.head_dim} must be even for rotary embedding")
+            raise AyaError(
+                f"config: the head size {self.head_dim} must be even for rotary embedding"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -81,7 +83,9 @@ class DecoderConfig:
         """
         family = config.get("model_type")
         if family != "cohere":
-            raise AyaError(f"{where}: model_type {family!r} is not supported{nearest(str(family), ['cohere'])}")
+            raise AyaError(
+                f"{where}: model_type {family!r} is not supported{nearest(str(family), ['cohere'])}"
+            )
         required = {
             "hidden_act": "silu",
             "attention_bias": False,

@@ -7,14 +7,14 @@ F feed-forward, V vocabulary, L layers.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from aya_kernels import attention, decode_attention
 from flax import linen as nn
 
 from aya_jax.models.config import DecoderConfig
+from aya_kernels import attention, decode_attention
 
 Params = dict[str, Any]
 
@@ -55,7 +55,7 @@ class LayerNorm(nn.Module):
         x32 = x.astype(jnp.float32)
         centred = x32 - x32.mean(-1, keepdims=True)
         scale = jax.lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + self.epsilon)
-        return (weight.astype(jnp.float32) * centred * scale).astype(x.dtype)
+        return (jnp.asarray(weight, jnp.float32) * centred * scale).astype(x.dtype)
 
 
 def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
@@ -110,8 +110,12 @@ class Block(nn.Module):
                 cache.keys.at[rows, slots].set(key[:, 0]),
                 cache.values.at[rows, slots].set(value[:, 0]),
             )
-            attended = decode_attention(q[:, 0], new_cache.keys, new_cache.values, slots + 1)[:, None]
-        out = jnp.einsum("btnh,nhd->btd", attended, weight("o", (n, h, d), ("heads", "head", "embed")))
+            attended = decode_attention(q[:, 0], new_cache.keys, new_cache.values, slots + 1)[
+                :, None
+            ]
+        out = jnp.einsum(
+            "btnh,nhd->btd", attended, weight("o", (n, h, d), ("heads", "head", "embed"))
+        )
         f = c.intermediate_size
         gate = normed @ weight("gate", (d, f), ("embed", "mlp"))
         up = normed @ weight("up", (d, f), ("embed", "mlp"))
@@ -133,9 +137,7 @@ class Decoder(nn.Module):
     reward_head: bool = False
 
     @nn.compact
-    def __call__(
-        self, batch: Batch, cache: Cache | None = None
-    ) -> tuple[jax.Array, Cache | None]:
+    def __call__(self, batch: Batch, cache: Cache | None = None) -> tuple[jax.Array, Cache | None]:
         c = self.config
         embedding = self.param(
             "embedding",
@@ -171,7 +173,9 @@ class Decoder(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, name="layers")
         x, new_cache = layers(x, cache, batch)
-        return LayerNorm((c.hidden_size,), ("embed",), c.layer_norm_eps, name="final_norm")(x), new_cache
+        return LayerNorm((c.hidden_size,), ("embed",), c.layer_norm_eps, name="final_norm")(
+            x
+        ), new_cache
 
 
 def plain_batch(tokens_BT: jax.Array, mask_BT: jax.Array) -> Batch:
@@ -213,7 +217,8 @@ def prefill(
     config: DecoderConfig, params: Params, batch: Batch, *, dtype: Any = jnp.float32
 ) -> tuple[jax.Array, Cache]:
     """Return hidden states [B, T, D] and the cache [L, B, T, K, H] of right-padded prompts."""
-    return Decoder(config, dtype, keep_cache=True).apply({"params": _body(params)}, batch)
+    hidden, cache = Decoder(config, dtype, keep_cache=True).apply({"params": _body(params)}, batch)
+    return hidden, cast(Cache, cache)
 
 
 def decode_step(
@@ -230,8 +235,8 @@ def decode_step(
     Row `b` attends to slots 0 .. positions[b], so a row's prompt must fill its slots from 0.
     """
     batch = Batch(tokens_B[:, None], positions_B[:, None], jnp.ones_like(tokens_B)[:, None])
-    hidden, cache = Decoder(config, dtype).apply({"params": _body(params)}, batch, cache)
-    return hidden[:, 0], cache
+    hidden, filled = Decoder(config, dtype).apply({"params": _body(params)}, batch, cache)
+    return hidden[:, 0], cast(Cache, filled)
 
 
 def _body(params: Params) -> Params:

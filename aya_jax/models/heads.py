@@ -4,10 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from aya_kernels import linear_logprob
 
 from aya_jax.models.config import DecoderConfig
 from aya_jax.models.decoder import Batch, Params, hidden_states
+from aya_kernels import linear_logprob
 
 
 def logits(config: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Array:

@@ -16,9 +16,9 @@ from aya_jax.arbitrage.arbiter import score
 from aya_jax.arbitrage.pairs import best_against_worst
 from aya_jax.arbitrage.pool import Answerer, answer_and_score, open_pool
 from aya_jax.arbitrage.preferences import preference_pairs
-from aya_jax.arbitrage.routers import ROUTERS, route, routing_counts
+from aya_jax.arbitrage.routers import route, routing_counts
 from aya_jax.data import atlas, sources
-from aya_jax.data.files import atomic_write, fingerprint_file
+from aya_jax.data.files import fingerprint_file
 from aya_jax.data.languages import LANGUAGES, language_clusters
 from aya_jax.data.records import Record, prompt_messages, read_records, write_records
 from aya_jax.data.tokenizer import Tokenizer, train_tokenizer
@@ -188,9 +188,7 @@ def _sft(
     )
 
 
-def _dpo(
-    context: Context, *, start: str, data: str, languages: Sequence[str]
-) -> dict[str, Any]:
+def _dpo(context: Context, *, start: str, data: str, languages: Sequence[str]) -> dict[str, Any]:
     return jobs.dpo(
         load(context.inputs[start], reward=False),
         _in(_records(context, data), languages),
@@ -244,7 +242,9 @@ def _online_samples(context: Context, *, start: str, reward: Path | str) -> dict
     return {"samples": len(rewards), "reward": sum(rewards) / len(rewards), "pairs": len(pairs)}
 
 
-def _evaluate(context: Context, *, model_name: str, models: Mapping[str, Path | str]) -> dict[str, Any]:
+def _evaluate(
+    context: Context, *, model_name: str, models: Mapping[str, Path | str]
+) -> dict[str, Any]:
     prompts = _records(context, "evaluation_prompts")
     model = load(context.inputs.get(model_name, models.get(model_name, "")), reward=False)
     judges = {
@@ -253,7 +253,7 @@ def _evaluate(context: Context, *, model_name: str, models: Mapping[str, Path | 
     }
     marked = mark(prompts, answer(model, prompts), judges)
     write_records(context.directory / RECORDS, marked)
-    figures = {}
+    figures: dict[str, Any] = {}
     for metric in ("correct", "right_language", "reward", "unused_reward"):
         if metric in marked[0]:
             figures[metric] = sum(float(row[metric]) for row in marked) / len(marked)

@@ -9,6 +9,7 @@ from typing import Any
 
 import gin
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from aya_jax.arbitrage.arbiter import score
@@ -212,8 +213,8 @@ def sequence_logprobs(model: Model, rows: Rows, *, batch_size: int = 32) -> np.n
         part = [array[start : start + batch_size] for array in rows]
         short = batch_size - len(part[0])
         tokens, positions, segments, mask = (np.pad(x, ((0, short), (0, 0))) for x in part)
-        batch = Batch(tokens, positions, segments)
-        values = _sequence_logprobs(model.config, model.params, batch, mask)
+        batch = Batch(*map(jnp.asarray, (tokens, positions, segments)))
+        values = _sequence_logprobs(model.config, model.params, batch, jnp.asarray(mask))
         out.append(np.asarray(values)[: batch_size - short])
     return np.concatenate(out)
 

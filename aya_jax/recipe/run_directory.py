@@ -39,7 +39,9 @@ class RunDirectory:
             try:
                 self.state = json.loads(run.read_text())
             except ValueError as error:
-                raise AyaError(f"{run}: cannot be read ({error}); remove it to start over") from None
+                raise AyaError(
+                    f"{run}: cannot be read ({error}); remove it to start over"
+                ) from None
         return self
 
     def __exit__(
@@ -85,4 +87,6 @@ class RunDirectory:
 
     def save(self) -> None:
         """Write `run.json`."""
-        atomic_write(self.path / "run.json", json.dumps(self.state, indent=1, sort_keys=True) + "\n")
+        atomic_write(
+            self.path / "run.json", json.dumps(self.state, indent=1, sort_keys=True) + "\n"
+        )

@@ -3,6 +3,7 @@
 Objectives are frozen dataclasses, so that equal ones share one compiled step.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,11 +21,18 @@ from aya_jax.models.heads import rewards, target_logprobs
 Arrays = dict[str, jax.Array]
 
 
-class Objective(Protocol):
+class Objective(Hashable, Protocol):
     """A loss over a batch. `reward_head` tells which parameters it needs."""
 
-    config: DecoderConfig
-    reward_head: bool
+    @property
+    def config(self) -> DecoderConfig:
+        """The decoder that is trained."""
+        ...
+
+    @property
+    def reward_head(self) -> bool:
+        """Whether the parameters have a scalar head."""
+        ...
 
     def __call__(self, params: Params, batch: Arrays) -> Total:
         """Return the summed loss, the count and the metrics of the batch."""
@@ -78,9 +86,7 @@ class DPO:
         (RPO, arXiv 2404.19733, equation 1), which keeps its likelihood from falling.
         """
         rows, mask = _pairs(batch)
-        each = target_logprobs(
-            self.config, params, rows, mask, dtype=self.dtype, remat=self.remat
-        )
+        each = target_logprobs(self.config, params, rows, mask, dtype=self.dtype, remat=self.remat)
         chosen, rejected = jnp.split(each.sum(-1), 2)
         total = dpo_loss(
             chosen,

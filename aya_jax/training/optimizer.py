@@ -50,7 +50,9 @@ def learning_rate_at(
       AyaError: an unknown schedule.
     """
     if schedule not in SCHEDULES:
-        raise AyaError(f"train.schedule: unknown schedule {schedule!r}{nearest(schedule, SCHEDULES)}")
+        raise AyaError(
+            f"train.schedule: unknown schedule {schedule!r}{nearest(schedule, SCHEDULES)}"
+        )
     rise = math.ceil(warmup * steps)
     if step < rise:
         return peak * (step + 1) / rise

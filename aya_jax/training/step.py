@@ -59,7 +59,7 @@ def train_program(
 
     def place(tree: Any) -> Any:
         """Moments are sharded as their parameters; whatever else the state holds is replicated."""
-        like = jax.tree.structure(param_sharding)
+        like: Any = jax.tree.structure(param_sharding)
         return jax.tree.map(
             lambda node: param_sharding if jax.tree.structure(node) == like else whole,
             tree,

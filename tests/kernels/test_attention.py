@@ -4,13 +4,14 @@ import importlib
 from functools import partial
 from typing import Any, NamedTuple
 
-import aya_kernels
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import aya_kernels
 
 BACKENDS = ["reference", "xla", "pallas"]
 
@@ -50,22 +51,17 @@ def lonely(rng: np.random.Generator, b: int, length: int) -> np.ndarray:
 
 CASES = {
     "causal": Case(130, 130),
-    "full": Case(70, 70, causal=False),
     "more keys than queries": Case(20, 150, causal=False),
     "more queries than keys": Case(150, 20, window=40),
     "length one": Case(1, 1, b=1),
-    "one head": Case(9, 9, n=1, k=1),
-    "no groups": Case(9, 9, n=4, k=4),
     "all heads share one key head": Case(9, 9, n=4, k=1),
     "window over many blocks": Case(300, 300, window=100, b=1, n=2, k=1),
     "window both ways": Case(300, 300, window=50, causal=False, b=1, n=2, k=1),
-    "window of one": Case(20, 20, window=1),
     "window beyond the length": Case(20, 20, window=1000),
     "softcap": Case(40, 40, softcap=0.5),
     "packed": Case(300, 300, ids=packed),
     "packed, window, softcap": Case(140, 140, window=30, softcap=2.0, ids=packed),
-    "packed, not causal": Case(140, 140, causal=False, ids=packed),
-    "one segment a token": Case(20, 20, ids=one_each),
+    "one segment a token": Case(20, 20, causal=False, ids=one_each),
     "only padding": Case(20, 20, ids=all_padding),
     "no key of the segment": Case(20, 30, ids=lonely),
 }
@@ -183,7 +179,8 @@ def test_padding_is_exactly_zero(backend: str) -> None:
 def test_bfloat16_sums_in_float32(backend: str) -> None:
     # 300 equal weights: a bfloat16 sum of ones would stop growing at 256.
     q, k = jnp.zeros((1, 300, 2, 16), jnp.bfloat16), jnp.zeros((1, 300, 1, 16), jnp.bfloat16)
-    out = aya_kernels.attention(q, k, jnp.ones_like(k), causal=False, backend=backend)
+    call = jax.jit(partial(aya_kernels.attention, causal=False, backend=backend))
+    out = call(q, k, jnp.ones_like(k))
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(out, np.float32), 1.0, atol=2**-8)
 
@@ -200,11 +197,12 @@ def test_bfloat16_near_definition(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_window_may_be_traced(backend: str) -> None:
-    (q, k, v, _), _ = inputs(Case(300, 300, b=1, n=2, k=1))
+    (q, k, v, g), _ = inputs(Case(140, 140, b=1, n=2, k=1))
     call = partial(aya_kernels.attention, backend=backend)
     traced = jax.jit(lambda window: call(q, k, v, window=window))
     for window in (1, 130, 2**31 - 1):
-        np.testing.assert_allclose(traced(window), call(q, k, v, window=window), atol=1e-6)
+        want = definition(q, k, v, g, window=window, scale=0.25)[0]
+        np.testing.assert_allclose(traced(window), want, atol=2e-5)
 
 
 LENGTH = 32

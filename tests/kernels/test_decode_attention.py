@@ -1,12 +1,14 @@
 """Every backend of decode_attention against the definition in NumPy float64."""
 
+from functools import partial
 from typing import Any
 
-import aya_kernels
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import aya_kernels
 
 BACKENDS = ["reference", "xla"]
 CASES: dict[str, dict[str, Any]] = {
@@ -55,11 +57,12 @@ def inputs(n: int, k: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("heads", [(4, 2), (4, 4), (4, 1)])
+@pytest.mark.parametrize("heads", [(4, 2), (4, 1)])
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 def test_matches_definition(options: dict[str, Any], heads: tuple[int, int], backend: str) -> None:
     arrays = inputs(*heads)
-    got = aya_kernels.decode_attention(*arrays, LENGTHS, backend=backend, **options)
+    call = jax.jit(partial(aya_kernels.decode_attention, backend=backend, **options))
+    got = call(*arrays, LENGTHS)
     np.testing.assert_allclose(got, definition(*arrays, LENGTHS, **options), atol=2e-5, rtol=2e-5)
     assert (np.asarray(got)[0] == 0).all()
 

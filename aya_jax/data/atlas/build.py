@@ -149,7 +149,7 @@ def build(
     if split not in ("train", "eval"):
         raise AyaError(f"atlas: unknown split {split!r}{nearest(split, ('train', 'eval'))}")
     codes, names, targets = _checked(languages, kinds, cross_languages)
-    records = []
+    records: list[Record] = []
     for code in codes:
         facts = list(_facts(split, (code,), names, entities, targets))
         if per_language is not None:

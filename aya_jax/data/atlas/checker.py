@@ -11,7 +11,9 @@ from aya_jax.data.atlas.kinds import currency, language, month, territory, weekd
 from aya_jax.data.languages import LANGUAGES, script_share
 
 # Marks without width or meaning here: bidirectional controls, joiners, byte-order mark.
-_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u200e\u200f\u061c\u2066\u2067\u2068\u2069\ufeff"))
+_INVISIBLE = dict.fromkeys(
+    map(ord, "\u200b\u200c\u200d\u200e\u200f\u061c\u2066\u2067\u2068\u2069\ufeff")
+)
 
 # Letters that tell languages of one script apart: a word with one of them is not in that language.
 _FOREIGN_LETTERS = {

@@ -7,25 +7,30 @@ from functools import cache
 from babel import Locale
 
 # The best-known first: `entities = N` keeps the first N of each list.
-TERRITORIES = """
-US CN IN JP DE GB FR BR IT CA RU KR ES MX ID TR NL SA CH PL SE BE AR AT NO IL IE TH EG GR PT CZ RO
-VN UA IR FI DK HU NZ AU CL CO PE PK BD NG ZA KE MA IQ SY LB JO AF UZ KZ GE AM AZ MM KH LA MY SG PH
-NP LK MN KP CU VE EC BO UY PY
-""".split()
-CURRENCIES = """
-USD EUR JPY GBP CNY INR BRL RUB KRW MXN IDR TRY SAR CHF PLN SEK ARS NOK ILS THB EGP CZK RON VND UAH
-IRR DKK HUF NZD AUD CAD CLP COP PEN PKR NGN ZAR KES MAD IQD
-""".split()
-LANGUAGE_NAMES = """
-en zh es hi ar fr de ja ru pt it ko tr vi pl fa nl uk ro el cs he id sv da fi no hu th bn ur ta te sw
-bg hr sr sk sl lt lv et ka hy az kk uz mn ne si km lo my ms tl ca eu gl is ga cy mt sq mk la eo
-""".split()
-UNITS = """
-length-kilometer mass-kilogram duration-hour duration-minute duration-day volume-liter length-meter
-mass-gram duration-second duration-week duration-month duration-year length-centimeter
-length-millimeter length-mile mass-ton digital-megabyte digital-gigabyte temperature-celsius
-power-watt energy-kilowatt-hour
-""".split()
+_TERRITORIES = (
+    "US CN IN JP DE GB FR BR IT CA RU KR ES MX ID TR NL SA CH PL SE BE AR AT NO IL IE TH EG "
+    "GR PT CZ RO VN UA IR FI DK HU NZ AU CL CO PE PK BD NG ZA KE MA IQ SY LB JO AF UZ KZ GE "
+    "AM AZ MM KH LA MY SG PH NP LK MN KP CU VE EC BO UY PY "
+)
+TERRITORIES: tuple[str, ...] = tuple(_TERRITORIES.split())
+_CURRENCIES = (
+    "USD EUR JPY GBP CNY INR BRL RUB KRW MXN IDR TRY SAR CHF PLN SEK ARS NOK ILS THB EGP CZK "
+    "RON VND UAH IRR DKK HUF NZD AUD CAD CLP COP PEN PKR NGN ZAR KES MAD IQD "
+)
+CURRENCIES: tuple[str, ...] = tuple(_CURRENCIES.split())
+_LANGUAGE_NAMES = (
+    "en zh es hi ar fr de ja ru pt it ko tr vi pl fa nl uk ro el cs he id sv da fi no hu th "
+    "bn ur ta te sw bg hr sr sk sl lt lv et ka hy az kk uz mn ne si km lo my ms tl ca eu gl "
+    "is ga cy mt sq mk la eo "
+)
+LANGUAGE_NAMES: tuple[str, ...] = tuple(_LANGUAGE_NAMES.split())
+_UNITS = (
+    "length-kilometer mass-kilogram duration-hour duration-minute duration-day volume-liter "
+    "length-meter mass-gram duration-second duration-week duration-month duration-year "
+    "length-centimeter length-millimeter length-mile digital-megabyte "
+    "digital-gigabyte temperature-celsius power-watt energy-kilowatt-hour "
+)
+UNITS: tuple[str, ...] = tuple(_UNITS.split())
 COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 20, 21, 22, 25, 30, 40, 50, 60, 75, 90, 100)
 
 
@@ -34,31 +39,38 @@ def _draw(name: str, index: int, below: int) -> int:
     return int.from_bytes(digest[:8], "big") % below
 
 
+def _codes(table: str) -> list[str]:
+    """Return the codes of one of CLDR's tables of names, sorted."""
+    return sorted(str(code) for code in getattr(Locale("en"), table))
+
+
 @cache
 def territories(count: int | None) -> tuple[str, ...]:
     """Return ISO 3166 codes, the best known first."""
-    known = Locale("en").territories
-    rest = sorted(code for code in known if len(code) == 2 and code not in TERRITORIES)
-    return tuple([*TERRITORIES, *(c for c in rest if c.isalpha() and c not in NO_TERRITORY)][:count])
+    rest = [c for c in _codes("territories") if len(c) == 2 and c not in TERRITORIES]
+    return tuple(
+        [*TERRITORIES, *(c for c in rest if c.isalpha() and c not in NO_TERRITORY)][:count]
+    )
 
 
 # Groupings and placeholders that CLDR names beside the territories.
-NO_TERRITORY = frozenset("EU EZ UN XA XB ZZ QO".split())
+NO_TERRITORY = frozenset(("EU", "EZ", "UN", "XA", "XB", "ZZ", "QO"))
 
 
 @cache
 def currencies(count: int | None) -> tuple[str, ...]:
     """Return ISO 4217 codes, the most used first."""
-    rest = sorted(code for code in Locale("en").currencies if code not in CURRENCIES)
+    rest = [code for code in _codes("currencies") if code not in CURRENCIES]
     return tuple([*CURRENCIES, *(c for c in rest if not c.startswith("X"))][:count])
 
 
 @cache
 def languages(count: int | None) -> tuple[str, ...]:
     """Return language codes, the 23 of Aya Expanse first."""
-    names = Locale("en").languages
-    rest = sorted(c for c in names if c.isalpha() and c not in LANGUAGE_NAMES)
-    return tuple([*LANGUAGE_NAMES, *(c for c in rest if c not in ("und", "zxx", "mul", "mis"))][:count])
+    rest = [c for c in _codes("languages") if c.isalpha() and c not in LANGUAGE_NAMES]
+    return tuple(
+        [*LANGUAGE_NAMES, *(c for c in rest if c not in ("und", "zxx", "mul", "mis"))][:count]
+    )
 
 
 @cache
