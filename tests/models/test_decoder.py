@@ -139,7 +139,7 @@ def test_the_reward_is_read_at_the_last_real_token():
     tokens = np.array([[5, 6, 7, 0, 0], [5, 6, 7, 8, 9]], np.int32)
     values = rewards(CONFIG, params, plain_batch(tokens, tokens > 0))
     alone = rewards(CONFIG, params, plain_batch(tokens[:1, :3], tokens[:1, :3] > 0))
-    np.testing.assert_allclose(values[0], alone[0], atol=1e-5)
+    np.testing.assert_allclose(values[0], alone[0], rtol=1e-5)
     assert abs(values[0] - values[1]) > 1e-3
 
 
