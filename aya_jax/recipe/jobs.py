@@ -69,6 +69,7 @@ def _fit(
 ) -> tuple[Params, dict[str, Any]]:
     """Train in `work`, resuming what is there; return the (averaged) parameters and figures."""
     last = merge_checkpoints()
+    work.mkdir(parents=True, exist_ok=True)
     store = TrainStore(work / "checkpoints", keep=max(2, last))
     figures: dict[str, float] = {}
     with MetricWriter(work, resume_step=store.latest_step() or 0, events=events) as metrics:
