@@ -21,6 +21,7 @@ def records(
     split: str = "train",
     languages: Sequence[str] | None = None,
     limit_per_language: int | None = None,
+    data_dir: str | None = None,
 ) -> list[Record]:
     """Return the records of a source.
 
@@ -30,6 +31,7 @@ def records(
       split: of the atlas or the TFDS data set.
       languages: keep only these; of the atlas, ask only in these.
       limit_per_language: keep the first so many of each language.
+      data_dir: where TFDS data sets lie; the environment's TFDS_DATA_DIR if absent.
 
     Raises:
       AyaError: the source cannot be read, or nothing is left.
@@ -37,7 +39,7 @@ def records(
     if source == "atlas":
         rows = atlas.build(split=split, **({"languages": languages} if languages else {}))
     elif source.startswith(TFDS_PREFIX):
-        rows = _from_tfds(source[len(TFDS_PREFIX) :], split)
+        rows = _from_tfds(source[len(TFDS_PREFIX) :], split, data_dir)
     else:
         rows = read_records(source)
     counts: dict[str, int] = {}
@@ -54,11 +56,11 @@ def records(
     return kept
 
 
-def _from_tfds(name: str, split: str) -> list[Record]:
+def _from_tfds(name: str, split: str, data_dir: str | None) -> list[Record]:
     import tensorflow_datasets as tfds
 
     try:
-        data = tfds.data_source(name, split=split)
+        data = tfds.data_source(name, split=split, data_dir=data_dir)
     # tfds raises what its layers raise; every one means that the data set cannot be read here.
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:160]
