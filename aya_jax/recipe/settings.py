@@ -62,7 +62,7 @@ def _explain(error: Exception) -> str:
     names: set[str] = set()
     unknown = re.search(r"No configurable matching '([^']+)'", text)
     if unknown:
-        names = {name.rsplit(".", 1)[-1] for name in gin_config._REGISTRY}
+        names = {name.rsplit(".", 1)[-1] for name, _ in gin_config._REGISTRY.items()}
         problem = f"nothing is called '{unknown[1]}'{nearest(unknown[1].split('.')[-1], names)}"
         return f"gin: {problem}{_where(text)}"
     unknown = re.search(r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'", text)
