@@ -1,16 +1,33 @@
 """The `aya` command: one verb a job, no logic of its own."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from aya_jax.errors import AyaError
+from aya_jax.errors import AyaError, nearest
 
-Parser = argparse.ArgumentParser
 Args = argparse.Namespace
 
 DESCRIPTION = "Multilingual post-training in JAX: the Aya Expanse recipe, one verb a job."
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in the arguments in one line, with the nearest verb or flag."""
+
+    def error(self, message: str) -> NoReturn:
+        verb = re.match(r"argument VERB: invalid choice: '([^']*)'", message)
+        if verb:
+            message = f"unknown verb '{verb[1]}'{nearest(verb[1], VERBS)}"
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def unknown(self, argument: str) -> NoReturn:
+        """End because of an argument that the verb does not have."""
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        hint = nearest(argument.split("=")[0], flags) if argument.startswith("-") else ""
+        self.error(f"unknown argument '{argument}'{hint}")
 
 
 def _run(parser: Parser) -> Callable[[Args], None]:
@@ -187,7 +204,7 @@ VERBS: dict[str, tuple[Callable[[Parser], Callable[[Args], None]], str, str]] = 
 
 def parser() -> Parser:
     """Return the parser of the whole command."""
-    top = argparse.ArgumentParser(prog="aya", description=DESCRIPTION)
+    top = Parser(prog="aya", description=DESCRIPTION)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, (add, text, example) in VERBS.items():
         verb = verbs.add_parser(
@@ -197,7 +214,7 @@ def parser() -> Parser:
             epilog=f"example: {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        verb.set_defaults(call=add(verb))
+        verb.set_defaults(call=add(verb), parser=verb)
         verb.add_argument(
             "--gin_file", action="append", default=[], help="gin file; may be repeated"
         )
@@ -209,7 +226,9 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status. A user's mistake is one line on stderr."""
-    args = parser().parse_args(arguments)
+    args, unknown = parser().parse_known_args(arguments)
+    if unknown:
+        args.parser.unknown(unknown[0])
     try:
         if args.verb != "run":
             from aya_jax.recipe.verbs import read_gin
