@@ -24,9 +24,9 @@ class StageLine:
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[figures]}", markup=False),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=console,
@@ -45,14 +45,15 @@ class StageLine:
             self._bar.update(self._task, completed=done, total=total, figures=text)
         elif time.monotonic() - self._printed > PLAIN_INTERVAL:
             self._printed = time.monotonic()
-            self._console.print(f"{self._head}: {text}", highlight=False)
+            self._console.print(f"{self._head}: {text}", highlight=False, markup=False)
 
     def close(self, outcome: str = "") -> None:
         """End the line with the seconds it took and what came of it."""
         if self._bar is not None:
             self._bar.stop()
         seconds = time.monotonic() - self._started
-        self._console.print(f"{self._head}  {seconds:.1f} s  {outcome}".rstrip(), highlight=False)
+        text = f"{self._head}  {seconds:.1f} s  {outcome}".rstrip()
+        self._console.print(text, highlight=False, markup=False)
 
 
 class Terminal:
