@@ -29,19 +29,16 @@ class RunDirectory:
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.state = self._read()
         except BlockingIOError:
+            os.close(self._lock)
             raise AyaError(
                 f"{self.path}: another run is at work in this directory; "
                 "wait for it to end or give another --run_dir"
             ) from None
-        run = self.path / "run.json"
-        if run.exists():
-            try:
-                self.state = json.loads(run.read_text())
-            except ValueError as error:
-                raise AyaError(
-                    f"{run}: cannot be read ({error}); remove it to start over"
-                ) from None
+        except AyaError:
+            os.close(self._lock)
+            raise
         return self
 
     def __exit__(
@@ -52,6 +49,22 @@ class RunDirectory:
     ) -> None:
         if self._lock is not None:
             os.close(self._lock)
+
+    def _read(self) -> dict[str, Any]:
+        """Return what `run.json` holds, checked."""
+        place = self.path / "run.json"
+        if not place.exists():
+            return {"stages": {}}
+        reason = "it holds no stages"
+        try:
+            state = json.loads(place.read_text("utf-8"))
+            if all(isinstance(entry["fingerprint"], str) for entry in state["stages"].values()):
+                return state
+        except (KeyError, TypeError, AttributeError):
+            pass
+        except (OSError, ValueError) as error:
+            reason = str(error)
+        raise AyaError(f"{place}: cannot be read ({reason}); remove it to start over")
 
     def stage_path(self, name: str) -> Path:
         """Return the folder of a whole stage."""
@@ -67,6 +80,8 @@ class RunDirectory:
         mark = partial / "fingerprint"
         if not mark.exists() or mark.read_text() != fingerprint:
             shutil.rmtree(partial, ignore_errors=True)
+            # Curves of other settings would be drawn into those of this attempt.
+            shutil.rmtree(self.path / "metrics" / name, ignore_errors=True)
             with told_plainly(partial):
                 partial.mkdir()
             atomic_write(mark, fingerprint)
@@ -80,7 +95,11 @@ class RunDirectory:
         """
         place = self.stage_path(name)
         if place.exists():
-            shutil.rmtree(place)
+            # Half a folder must never stand under a stage's name: out of the way first.
+            old = place.with_name(f"{name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            place.rename(old)
+            shutil.rmtree(old)
         self.state["stages"][name] = entry
         self.save()
         commit_directory(place.with_name(f"{name}.partial"), place)
