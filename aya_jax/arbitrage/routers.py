@@ -1,7 +1,7 @@
 """Routers choose, for each prompt, the candidate that becomes training data.
 
-`reward` is the reference of "Multilingual Arbitrage" (arXiv 2408.14960); `random`, `single` and
-`fixed` are the rivals it is measured against.
+`reward` is the reference of "Multilingual Arbitrage" (arXiv 2408.14960), `fixed` and `learned` need
+fewer completions, and `random` and `single` are the rivals that they are measured against.
 """
 
 import hashlib
@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 
 import gin
 
+from aya_jax.arbitrage.learned_router import learned_routes
 from aya_jax.data.records import Record
 from aya_jax.errors import AyaError, nearest
 
 Candidate = dict[str, object]
-ROUTERS = ("reward", "random", "single", "fixed")
+ROUTERS = ("reward", "random", "single", "fixed", "learned")
 
 
 def _reward(candidates: Sequence[Candidate]) -> Candidate:
@@ -47,11 +48,12 @@ def route(
     Args:
       records: with `candidates`.
       router: `reward` (highest reward), `random`, `single` (one teacher for all: `teacher`, or the
-        one with the highest mean reward), or `fixed` (one teacher a language: `teachers`, or the
-        one with the highest mean reward in it).
+        one with the highest mean reward), `fixed` (one teacher a language: `teachers`, or the one
+        with the highest mean reward in it), or `learned` (the one that a small model predicts from
+        the prompt; its settings are `train_router.*` and `learned_routes.*`).
       teacher: for `single`.
       teachers: language to teacher, for `fixed`.
-      seed: for `random`.
+      seed: for `random`, and for the folds of `learned`.
 
     Records that the chosen teacher did not answer are left out.
 
@@ -76,6 +78,9 @@ def route(
         known = {code: best_teacher(part) for code, part in by_language.items()}
         known.update(teachers or {})
         chosen = [_of(r, known[r.get("language")]) for r in records]  # type: ignore[misc]
+    elif router == "learned":
+        predicted = learned_routes(records, seed=seed)
+        chosen = list(map(_of, records, predicted))  # type: ignore[arg-type]
     else:
         raise AyaError(f"route: unknown router {router!r}{nearest(router, ROUTERS)}")
     routed = []
