@@ -10,13 +10,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from aya_jax.data.files import atomic_write, fingerprint_file
+from aya_jax.data.files import atomic_write, fingerprint_file, require_space, told_plainly
 from aya_jax.errors import AyaError
 
 CHECKSUMS = "checksums.json"
+RESERVE = 1 << 20
 
-# Orbax tells every save and restore through absl; people want our lines, and its errors only.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax tells every save, restore and failure through absl; a failure is raised as well.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def leaf_checksums(tree: Any) -> dict[str, str]:
@@ -36,9 +37,16 @@ def _file_checksums(place: Path) -> dict[str, str]:
 
 
 def write_tree(directory: Path, name: str, tree: Any) -> None:
-    """Write `tree` as `directory/name`, with the checksums of its files beside it."""
+    """Write `tree` as `directory/name`, with the checksums of its files beside it.
+
+    Raises:
+      AyaError: the disk is full, or the place is not writable.
+    """
     place = directory / name
-    with ocp.StandardCheckpointer() as checkpointer:
+    # A checkpoint that cannot fit is not begun; its index and metadata are far below the reserve.
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    require_space(directory, size + RESERVE)
+    with told_plainly(place), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(place.absolute(), tree, force=True)
     sums = _file_checksums(place)
     atomic_write(directory / f"{name}.{CHECKSUMS}", json.dumps(sums, indent=1) + "\n")

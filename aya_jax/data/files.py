@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,19 +14,47 @@ from typing import Any
 from aya_jax.errors import AyaError
 
 
+def _errno(error: BaseException | None) -> int | None:
+    """Return the system's number behind an error, None if there is none.
+
+    gin raises a copy of what it caught, without its number, and TensorStore a `ValueError`.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code:
+            return int(code[1])
+        error = error.__cause__ or error.__context__
+    return None
+
+
 @contextmanager
 def told_plainly(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write at `path` into one-line `AyaError`s."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except AyaError:
+        raise
+    except Exception as error:
+        number = _errno(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise AyaError(f"{path}: the disk is full; free some space and run it again") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise AyaError(f"{path}: cannot be written; check the permissions") from None
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        if number in (errno.ENOENT, errno.ENOTDIR) and not path.parent.is_dir():
             raise AyaError(f"{path}: its folder does not exist; create it first") from None
         raise
+
+
+def require_space(directory: Path, size: int) -> None:
+    """Raise `AyaError` unless the disk of `directory` has `size` bytes free."""
+    free = shutil.disk_usage(directory).free
+    if free < size:
+        raise AyaError(
+            f"{directory}: the disk is full: {size / 2**20:,.1f} MiB are needed and "
+            f"{free / 2**20:,.1f} free; free some space and run it again"
+        )
 
 
 def _sync_directory(path: Path) -> None:
@@ -110,6 +139,12 @@ def fingerprint(value: Any) -> str:
     """Return the sha256 of a JSON-able value in canonical form."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def stable_hash(*parts: object) -> int:
+    """Return 64 bits that follow from the parts alone: for draws that no order of work changes."""
+    text = "\0".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
 
 
 def fingerprint_file(path: str | Path) -> str:

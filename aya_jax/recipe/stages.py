@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import gin
 
-from aya_jax.data.files import fingerprint
+from aya_jax.data.files import fingerprint, told_plainly
 from aya_jax.progress import StageLine, Terminal
 from aya_jax.recipe.run_directory import RunDirectory
 from aya_jax.recipe.settings import ROOT, effective_settings
@@ -38,6 +38,7 @@ class Stage:
       name: unique, also the folder's name.
       run: does the work in `context.directory`; returns a few figures for its line.
       inputs: names of earlier stages.
+      outside: what the user brings in a stage's place: the name it is read by, and its path.
       scope: the gin scope it runs under.
       uses: the configurables whose settings under that scope decide the result.
       extra: whatever else decides it: arguments not from gin, fingerprints of the user's files.
@@ -46,6 +47,7 @@ class Stage:
     name: str
     run: Callable[[Context], dict[str, Any] | None]
     inputs: tuple[str, ...] = ()
+    outside: Mapping[str, Path] = field(default_factory=dict)
     scope: str = ""
     uses: tuple[Callable[..., Any], ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
@@ -111,11 +113,11 @@ def execute(stages: Sequence[Stage], run: RunDirectory, terminal: Terminal) -> N
             context = Context(
                 name=stage.name,
                 directory=run.open_stage(stage.name, plan["fingerprint"]),
-                inputs={name: run.stage_path(name) for name in stage.inputs},
+                inputs={**{n: run.stage_path(n) for n in stage.inputs}, **stage.outside},
                 line=line,
                 events=run.path / "metrics" / stage.name,
             )
-            with gin.config_scope(stage.scope or None):
+            with gin.config_scope(stage.scope or None), told_plainly(context.directory):
                 figures = stage.run(context) or {}
             # A stage that was killed has worked before; what it did then is not counted.
             entry = {**plan, "seconds": round(time.monotonic() - started, 3), "figures": figures}
@@ -128,4 +130,7 @@ def execute(stages: Sequence[Stage], run: RunDirectory, terminal: Terminal) -> N
 
 
 def _short(value: Any) -> str:
+    """Figures by language or teacher are for the report; their line shows the overall value."""
+    if isinstance(value, dict):
+        value = value.get("overall", {}).get("value", f"{len(value)} languages")
     return f"{value:.4g}" if isinstance(value, float) else str(value)
