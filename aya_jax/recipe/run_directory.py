@@ -11,6 +11,23 @@ from typing import Any
 from aya_jax.data.files import atomic_write, commit_directory, told_plainly
 from aya_jax.errors import AyaError
 
+MARK = "fingerprint"
+
+
+def open_work(partial: Path, fingerprint: str) -> bool:
+    """Make sure that `partial` is a folder for the work that `fingerprint` names.
+
+    Returns whether a killed attempt at the same work left it; what any other work left is removed.
+    """
+    mark = partial / MARK
+    if mark.exists() and mark.read_text() == fingerprint:
+        return True
+    shutil.rmtree(partial, ignore_errors=True)
+    with told_plainly(partial):
+        partial.mkdir()
+    atomic_write(mark, fingerprint)
+    return False
+
 
 class RunDirectory:
     """`run.json`, `stages/NAME` (whole because renamed there), `metrics/`, and a lock.
@@ -77,14 +94,9 @@ class RunDirectory:
     def open_stage(self, name: str, fingerprint: str) -> Path:
         """Return the folder to work in; what a killed attempt of the same stage left is kept."""
         partial = self.path / "stages" / f"{name}.partial"
-        mark = partial / "fingerprint"
-        if not mark.exists() or mark.read_text() != fingerprint:
-            shutil.rmtree(partial, ignore_errors=True)
+        if not open_work(partial, fingerprint):
             # Curves of other settings would be drawn into those of this attempt.
             shutil.rmtree(self.path / "metrics" / name, ignore_errors=True)
-            with told_plainly(partial):
-                partial.mkdir()
-            atomic_write(mark, fingerprint)
         return partial
 
     def close_stage(self, name: str, entry: dict[str, Any]) -> None:

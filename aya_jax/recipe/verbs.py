@@ -1,6 +1,7 @@
 """The verbs of the command line that work on files, outside a recipe."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
@@ -8,7 +9,13 @@ from typing import TextIO
 from aya_jax.arbitrage.pairs import best_against_worst
 from aya_jax.arbitrage.pool import answer_and_score, open_pool
 from aya_jax.arbitrage.routers import route, routing_counts
-from aya_jax.data.files import atomic_directory, atomic_write
+from aya_jax.data.files import (
+    atomic_directory,
+    atomic_write,
+    commit_directory,
+    fingerprint,
+    told_plainly,
+)
 from aya_jax.data.records import prompt_messages, read_records, write_records
 from aya_jax.errors import AyaError
 from aya_jax.evaluation.evaluate import answer, mark, summary
@@ -16,9 +23,20 @@ from aya_jax.generation.engine import sample
 from aya_jax.model import load
 from aya_jax.progress import Terminal
 from aya_jax.recipe import jobs
-from aya_jax.recipe.settings import parse_gin
+from aya_jax.recipe.run_directory import MARK, open_work
+from aya_jax.recipe.settings import effective_settings, parse_gin
+from aya_jax.recipe.stages import code_version
+from aya_jax.training.loop import train
 
 PREFERENCE = ("prompt", "chosen", "rejected")
+# What decides the result of a training verb besides its arguments.
+SETTINGS = (
+    train,
+    jobs.lengths,
+    jobs.merge_checkpoints,
+    jobs.dpo_objective,
+    jobs.reward_objective,
+)
 
 
 def read_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
@@ -29,7 +47,8 @@ def read_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
 def train_verb(verb: str, model: str, data: str, out: str, reference: str | None) -> None:
     """`aya sft`, `aya dpo` and `aya reward`: records and a model in, a model directory out.
 
-    What a killed attempt left in `OUT.partial` is gone on from.
+    What a killed attempt with the same models, records and settings left in `OUT.partial` is gone on
+    from.
     """
     place = Path(out).absolute()
     if place.exists():
@@ -37,21 +56,43 @@ def train_verb(verb: str, model: str, data: str, out: str, reference: str | None
     required = ("prompt", "completion") if verb == "sft" else PREFERENCE
     records = read_records(data, required=required)
     start = load(model, reward=None if verb == "reward" else False)
+    other = load(reference, reward=False) if reference else None
+    made_of = {
+        "verb": verb,
+        "models": [each.lineage.get("params_fingerprint") for each in (start, other) if each],
+        "data": fingerprint(records),
+        "settings": effective_settings(SETTINGS, ""),
+        "code": code_version(),
+    }
     work = place.with_name(f"{place.name}.partial")
-    work.mkdir(parents=True, exist_ok=True)
+    with told_plainly(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    open_work(work, fingerprint(made_of))
     line = Terminal().stage(verb, 1, 1)
 
     def update(done: int, total: int, figures: object) -> None:
         line.update(done, total, figures)  # type: ignore[arg-type]
 
-    if verb == "dpo":
-        other = load(reference, reward=False) if reference else None
-        figures = jobs.dpo(start, records, work=work, stage=verb, reference=other, update=update)
-    else:
-        train = jobs.sft if verb == "sft" else jobs.reward
-        figures = train(start, records, work=work, stage=verb, update=update)
-    work.rename(place)
-    line.close("  ".join(f"{k} {v:.4g}" for k, v in figures.items()) + f"  {out}")
+    outcome = "stopped"
+    try:
+        with told_plainly(place):
+            if verb == "dpo":
+                figures = jobs.dpo(
+                    start, records, work=work, stage=verb, reference=other, update=update
+                )
+            else:
+                job = jobs.sft if verb == "sft" else jobs.reward
+                figures = job(start, records, work=work, stage=verb, update=update)
+            (work / MARK).unlink()
+            commit_directory(work, place)
+        outcome = "  ".join(f"{k} {v:.4g}" for k, v in figures.items()) + f"  {out}"
+    except AyaError:
+        # Without a checkpoint there is nothing to go on from.
+        if not any(work.glob("checkpoints/step_*")):
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    finally:
+        line.close(outcome)
 
 
 def generate_verb(model: str, *, data: str | None, prompt: str | None, out: str | None) -> None:
