@@ -32,12 +32,14 @@ class MetricWriter:
         self._file = path.open("a")
         self._events = SummaryWriter(str(events)) if events else None
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Keep the figures of one step."""
+    def write(
+        self, step: int, figures: Mapping[str, float], *, timing: Mapping[str, float] | None = None
+    ) -> None:
+        """Keep the figures of one step; `timing`, which differs from run to run, only as events."""
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
         self._file.flush()
         if self._events:
-            for name, value in figures.items():
+            for name, value in {**figures, **(timing or {})}.items():
                 self._events.add_scalar(name, value, step)
 
     def __enter__(self) -> "MetricWriter":

@@ -3,7 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import gin
+
 from aya_jax.arbitrage.arbiter import score
+from aya_jax.data.files import stable_hash
 from aya_jax.data.records import Record, prompt_messages, read_records
 from aya_jax.errors import AyaError
 from aya_jax.generation.engine import sample
@@ -56,6 +59,33 @@ def open_pool(paths: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[st
     if not pool:
         raise AyaError("the teacher pool is empty; name model directories or JSONL files")
     return pool
+
+
+@gin.configurable(denylist=["records", "pool"])
+def ask_some(
+    records: Sequence[Record], pool: Mapping[str, Answerer], *, members: int = 2, seed: int = 0
+) -> list[Record]:
+    """Return the records with `candidates`, without rewards, of a few members each.
+
+    Args:
+      records: prompts; nobody is asked about one that has its `chosen` and `rejected` already.
+      pool: the members.
+      members: how many answer each prompt, drawn by the seed and the prompt.
+      seed: of the draw.
+    """
+    out: list[Record] = [{**record, "candidates": []} for record in records]
+    drawn = [
+        sorted(pool, key=lambda name: stable_hash(seed, name, record["prompt"]))[:members]
+        if "chosen" not in record
+        else []
+        for record in records
+    ]
+    for name, answer in pool.items():
+        asked = [record for record, names in zip(out, drawn, strict=True) if name in names]
+        for record, text in zip(asked, answer(asked) if asked else [], strict=True):
+            if text:
+                record["candidates"].append({"model": name, "completion": text})
+    return out
 
 
 def answer_and_score(

@@ -1,23 +1,18 @@
 """Preference pairs for reward models: a good in-language completion against a poor one.
 
-As "RLHF Can Speak Many Languages" (arXiv 2407.02552) builds them: the poor one is wrong, in another
-language, or a translated artefact.
+As "RLHF Can Speak Many Languages" (arXiv 2407.02552) builds them: the poor one is a weaker model's,
+wrong, in another language, or a translated artefact.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import gin
 
-from aya_jax.data.atlas import poor_completions
+from aya_jax.data.atlas import check, poor_completions
+from aya_jax.data.files import stable_hash
 from aya_jax.data.records import Record
 
-FAULTS = ("wrong", "wrong_language", "translationese", "truncated")
-
-
-def _draw(*parts: object) -> int:
-    text = "\0".join(map(str, parts)).encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
+FAULTS = ("wrong", "wrong_language", "slip", "translationese", "truncated")
 
 
 def _poor_of_others(
@@ -30,17 +25,28 @@ def _poor_of_others(
     record = records[index]
     code = record.get("language")
     codes = sorted(c or "" for c in by_language if c != code)
-    other = codes[_draw(seed, "language", index) % len(codes)] if codes else code
+    other = codes[stable_hash(seed, "language", index) % len(codes)] if codes else code
     poor = {}
     for fault, source in (("wrong", code), ("wrong_language", other)):
         pool = by_language.get(source, ())
-        text = records[pool[_draw(seed, fault, index) % len(pool)]]["completion"] if pool else None
+        text = (
+            records[pool[stable_hash(seed, fault, index) % len(pool)]]["completion"]
+            if pool
+            else None
+        )
         if text and text != record["completion"]:
             poor[fault] = text
     words = record["completion"].split()
     if len(words) > 3:
         poor["truncated"] = " ".join(words[: len(words) // 3])
     return poor
+
+
+def _poor(record: Record, text: str | None) -> bool:
+    """Whether a model's answer may stand as the poor one: by the checker where there is one."""
+    if not text or text == record["completion"]:
+        return False
+    return "answers" not in record or not check(record, text).correct
 
 
 @gin.configurable(denylist=["records"])
@@ -50,13 +56,14 @@ def preference_pairs(
     """Return pairs with `chosen`, `rejected` and the `fault` of the rejected one.
 
     A record that already has `chosen` and `rejected` is a pair as it is. Otherwise its completion is
-    the chosen one, and the rejected ones are made: by the atlas where the record is from it, and
-    else from other records' completions.
+    the chosen one. Rejected are the poor answers among its `candidates` if it has any (fault
+    `model`), and completions that are made: by the atlas where the record is from it, and else from
+    other records' completions.
 
     Args:
       records: with `completion`, or with `chosen` and `rejected`.
       faults: which kinds of poor completions to make.
-      per_record: at most so many pairs a record, drawn by the seed.
+      per_record: make at most so many a record, drawn by the seed.
       seed: of all draws.
     """
     pairs = []
@@ -69,16 +76,17 @@ def preference_pairs(
             pairs.append(record)
             continue
         if "concept" in record:
-            poor = poor_completions(record, seed=seed)
+            made = poor_completions(record, seed=seed)
         else:
-            poor = _poor_of_others(records, by_language, index, seed)
+            made = _poor_of_others(records, by_language, index, seed)
         usable = sorted(
-            (fault for fault in faults if fault in poor),
-            key=lambda fault: _draw(seed, fault, record["prompt"]),
+            (fault for fault in faults if fault in made),
+            key=lambda fault: stable_hash(seed, fault, record["prompt"]),
         )
-        for fault in usable[:per_record]:
-            kept = {k: v for k, v in record.items() if k != "completion"}
-            pairs.append(
-                {**kept, "chosen": record["completion"], "rejected": poor[fault], "fault": fault}
-            )
+        texts = dict.fromkeys(c["completion"] for c in record.get("candidates", ()))
+        poor = [("model", text) for text in texts if _poor(record, text)]
+        poor += [(fault, made[fault]) for fault in usable[:per_record]]
+        kept = {k: v for k, v in record.items() if k not in ("completion", "candidates")}
+        for fault, text in poor:
+            pairs.append({**kept, "chosen": record["completion"], "rejected": text, "fault": fault})
     return pairs

@@ -48,8 +48,8 @@ def route(
     Args:
       records: with `candidates`.
       router: `reward` (highest reward), `random`, `single` (one teacher for all: `teacher`, or the
-        one with the highest mean reward), `fixed` (one teacher a language: `teachers`, or the one
-        with the highest mean reward in it), or `learned` (the one that a small model predicts from
+        one that is best most often), `fixed` (one teacher a language: `teachers`, or the one that is
+        best in it most often), or `learned` (the one that a small model predicts from
         the prompt; its settings are `train_router.*` and `learned_routes.*`).
       teacher: for `single`.
       teachers: language to teacher, for `fixed`.
@@ -96,12 +96,13 @@ def route(
 
 
 def best_teacher(records: Sequence[Record]) -> str:
-    """Return the teacher with the highest mean reward; of equals the first by name."""
-    rewards: dict[str, list[float]] = defaultdict(list)
-    for record in records:
-        for candidate in record["candidates"]:
-            rewards[candidate["model"]].append(candidate["reward"])
-    return min(rewards, key=lambda name: (-sum(rewards[name]) / len(rewards[name]), name))
+    """Return the teacher whose answer has the highest reward most often; of equals the first by name.
+
+    Wins are counted, not rewards averaged: a specialist that answers half of the prompts best must
+    not lose to a middling one because it answers the other half very badly.
+    """
+    wins = Counter(str(_reward(record["candidates"])["model"]) for record in records)
+    return min(wins, key=lambda name: (-wins[name], name))
 
 
 def routing_counts(routed: Sequence[Record]) -> dict[str, dict[str, int]]:

@@ -45,13 +45,22 @@ def save_model(
     """
     path = Path(path)
     with atomic_directory(path, replace=replace) as partial:
-        for name in TOKENIZER_FILES:
-            source = Path(tokenizer_dir, name)
-            if not source.is_file():
-                raise AyaError(f"{source}: no such file; {tokenizer_dir} has no tokenizer")
-            shutil.copyfile(source, partial / name)
+        copy_tokenizer(tokenizer_dir, partial)
         fill_model(partial, config=config, params=params, lineage=lineage)
     return path
+
+
+def copy_tokenizer(source: str | Path, directory: Path) -> None:
+    """Copy the tokenizer files of one folder into another.
+
+    Raises:
+      AyaError: `source` lacks one.
+    """
+    for name in TOKENIZER_FILES:
+        file = Path(source, name)
+        if not file.is_file():
+            raise AyaError(f"{file}: no such file; {source} has no tokenizer")
+        shutil.copyfile(file, directory / name)
 
 
 def fill_model(

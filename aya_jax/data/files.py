@@ -42,7 +42,9 @@ def told_plainly(path: Path) -> Iterator[None]:
             raise AyaError(f"{path}: the disk is full; free some space and run it again") from None
         if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise AyaError(f"{path}: cannot be written; check the permissions") from None
-        if number in (errno.ENOENT, errno.ENOTDIR) and not path.parent.is_dir():
+        if number in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST) and not path.parent.is_dir():
+            if any(place.is_file() for place in path.parents):
+                raise AyaError(f"{path}: lies under a file; give another place") from None
             raise AyaError(f"{path}: its folder does not exist; create it first") from None
         raise
 

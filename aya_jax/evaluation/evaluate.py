@@ -62,6 +62,9 @@ def summary(
         for name in ("correct", "right_language", "reward", "unused_reward")
         if all(name in row for row in marked)
     }
+    if "correct" in figures and all("kind" in row for row in marked):
+        values, kinds = [float(row["correct"]) for row in marked], [row["kind"] for row in marked]
+        figures["correct"]["by_kind"] = summarise(values, kinds)["by_language"]
     if opponent is None:
         return figures
     if [row["prompt"] for row in marked] != [row["prompt"] for row in opponent]:

@@ -8,7 +8,14 @@ from typing import Any
 import gin
 import jax
 
-from aya_jax.checkpoints.model_directory import load_config, load_lineage, load_params, save_model
+from aya_jax.checkpoints.model_directory import (
+    copy_tokenizer,
+    fill_model,
+    load_config,
+    load_lineage,
+    load_params,
+)
+from aya_jax.data.files import atomic_directory
 from aya_jax.errors import AyaError, nearest
 from aya_jax.merging.methods import METHODS, NEEDS_BASE, SUMS_TO_ONE, Settings
 
@@ -54,6 +61,8 @@ def merge_trees(
     if not trees:
         raise AyaError("merge: there is no model to merge")
     shares = _settings(len(trees), method, weights)
+    if not 0.0 < density <= 1.0:
+        raise AyaError(f"merge: density {density:g} must be above 0 and at most 1")
     if method in NEEDS_BASE and base is None:
         raise AyaError(f"merge: method {method!r} needs a base model; give --base")
     for other in [*trees[1:], *([base] if base is not None else [])]:
@@ -89,20 +98,38 @@ def _check_same(a: Any, b: Any) -> None:
             )
 
 
-@gin.configurable(denylist=["paths", "out", "base", "stage", "replace"])
 def merge(
+    paths: Sequence[str | Path], *, out: str | Path, replace: bool = False, **settings: Any
+) -> Path:
+    """Merge model directories into a new one at `out`, whole or not at all.
+
+    Args:
+      paths: the model directories.
+      out: where; `replace` allows that something is there already.
+      replace: see `out`.
+      **settings: see `merge_into`.
+
+    Raises:
+      AyaError: see `merge_into`; or `out` exists or cannot be written.
+    """
+    with atomic_directory(out, replace=replace) as folder:
+        merge_into(folder, paths, **settings)
+    return Path(out)
+
+
+@gin.configurable("merge", denylist=["directory", "paths", "base", "stage"])
+def merge_into(
+    directory: Path,
     paths: Sequence[str | Path],
     *,
-    out: str | Path,
     base: str | Path | None = None,
     method: str = "linear",
     weights: Sequence[float] | None = None,
     density: float = 0.5,
     seed: int = 0,
     stage: str = "merge",
-    replace: bool = False,
-) -> Path:
-    """Merge model directories into a new one at `out`, whole or not at all, with its lineage.
+) -> None:
+    """Fill a folder, that the caller commits, with the merge of model directories and its lineage.
 
     Arguments as in `merge_trees`, with directories in place of trees. The tokenizer is the first
     model's.
@@ -133,18 +160,12 @@ def merge(
         {
             "path": Path(path).name,
             "fingerprint": load_lineage(path)["params_fingerprint"],
-            "weight": w,
+            "weight": share,
         }
-        for path, w in zip(paths, shares, strict=True)
+        for path, share in zip(paths, shares, strict=True)
     ]
     lineage = {"stage": stage, "kind": "merge", "method": method, "parents": parents}
     if base is not None:
         lineage["base"] = load_lineage(base)["params_fingerprint"]
-    return save_model(
-        out,
-        config=configs[0],
-        params=merged,
-        lineage=lineage,
-        tokenizer_dir=paths[0],
-        replace=replace,
-    )
+    copy_tokenizer(paths[0], directory)
+    fill_model(directory, config=configs[0], params=merged, lineage=lineage)

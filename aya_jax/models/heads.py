@@ -17,6 +17,38 @@ def logits(config: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Arra
     return scores * config.logit_scale
 
 
+def logprobs_of_hidden(
+    config: DecoderConfig,
+    params: Params,
+    hidden_BTD: jax.Array,
+    tokens_BT: jax.Array,
+    mask_BT: jax.Array,
+) -> jax.Array:
+    """Return float32 [B, T]: log p(tokens[:, t] | tokens before it) where `mask` is True, else 0.
+
+    The logits [B * T, V] are never made. Column 0 is always 0, since nothing comes before it, and
+    so must be the mask at the first token of each packed document.
+    """
+    b, t, d = hidden_BTD.shape
+    logprobs = linear_logprob(
+        hidden_BTD[:, :-1].reshape(-1, d),
+        params["embedding"].astype(hidden_BTD.dtype),
+        tokens_BT[:, 1:].reshape(-1),
+        scale=config.logit_scale,
+        mask=mask_BT[:, 1:].reshape(-1),
+    )
+    return jnp.pad(logprobs.reshape(b, t - 1), ((0, 0), (1, 0)))
+
+
+def rewards_of_hidden(
+    params: Params, hidden_BTD: jax.Array, segment_ids_BT: jax.Array
+) -> jax.Array:
+    """Return float32 [B]: the scalar head at the last real token of each (unpacked) row."""
+    last = jnp.maximum((segment_ids_BT > 0).sum(-1) - 1, 0)
+    final = jnp.take_along_axis(hidden_BTD, last[:, None, None], axis=1)[:, 0]
+    return final.astype(jnp.float32) @ params["score"].astype(jnp.float32)
+
+
 def target_logprobs(
     config: DecoderConfig,
     params: Params,
@@ -26,21 +58,9 @@ def target_logprobs(
     dtype: Any = jnp.float32,
     remat: bool = False,
 ) -> jax.Array:
-    """Return float32 [B, T]: log p(tokens[:, t] | tokens before it) where `mask` is True, else 0.
-
-    The logits [B * T, V] are never made. Column 0 is always 0, since nothing comes before it, and
-    so must be the mask at the first token of each packed document.
-    """
+    """Run the decoder; see `logprobs_of_hidden`."""
     hidden = hidden_states(config, params, batch, dtype=dtype, remat=remat)
-    b, t, d = hidden.shape
-    logprobs = linear_logprob(
-        hidden[:, :-1].reshape(-1, d),
-        params["embedding"].astype(dtype),
-        batch.tokens[:, 1:].reshape(-1),
-        scale=config.logit_scale,
-        mask=mask_BT[:, 1:].reshape(-1),
-    )
-    return jnp.pad(logprobs.reshape(b, t - 1), ((0, 0), (1, 0)))
+    return logprobs_of_hidden(config, params, hidden, batch.tokens, mask_BT)
 
 
 def rewards(
@@ -51,8 +71,6 @@ def rewards(
     dtype: Any = jnp.float32,
     remat: bool = False,
 ) -> jax.Array:
-    """Return float32 [B]: the scalar head at the last real token of each (unpacked) row."""
+    """Run the decoder; see `rewards_of_hidden`."""
     hidden = hidden_states(config, params, batch, dtype=dtype, remat=remat)
-    last = jnp.maximum((batch.segment_ids > 0).sum(-1) - 1, 0)
-    final = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-    return final.astype(jnp.float32) @ params["score"].astype(jnp.float32)
+    return rewards_of_hidden(params, hidden, batch.segment_ids)

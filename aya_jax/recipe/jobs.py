@@ -1,6 +1,7 @@
 """One job a training verb: records and a model in, a model directory out. Stages and verbs share them."""
 
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -72,14 +73,20 @@ def _fit(
     work.mkdir(parents=True, exist_ok=True)
     store = TrainStore(work / "checkpoints", keep=max(2, last))
     figures: dict[str, float] = {}
+    lengths_of_row = [a.shape[1] for name, a in arrays.items() if name.endswith("tokens")]
+    clock = (store.latest_step() or 0, time.monotonic())
     with MetricWriter(work, resume_step=store.latest_step() or 0, events=events) as metrics:
 
         def observe(step: int, values: Mapping[str, float]) -> None:
-            kept = {name: value for name, value in values.items() if name != "total"}
-            metrics.write(step, kept)
+            nonlocal clock
+            kept = {name: v for name, v in values.items() if name not in ("total", "batch_size")}
+            rows, now = (step - clock[0]) * values["batch_size"], time.monotonic()
+            speed = rows * sum(lengths_of_row) / max(now - clock[1], 1e-9)
+            clock = (step, now)
+            metrics.write(step, kept, timing={"tokens_per_second": speed})
             figures.update(kept)
             shown = {name: kept[name] for name in SHOWN if name in kept}
-            update(step, int(values["total"]), shown)
+            update(step, int(values["total"]), {**shown, "tokens/s": speed})
 
         steps = train(objective, start, arrays, store=store, observe=observe)
     params = merge_trees([store.load_params(step) for step in store.steps()[-last:]])
@@ -274,9 +281,11 @@ def dpo(
 
 
 @gin.configurable
-def reward_objective(config: DecoderConfig, *, center_coefficient: float = 0.01) -> Reward:
+def reward_objective(
+    config: DecoderConfig, *, center_coefficient: float = 0.01, sft_weight: float = 0.0
+) -> Reward:
     """Return the objective of a reward model; see `losses.reward.bradley_terry_loss`."""
-    return Reward(config, center_coefficient)
+    return Reward(config, center_coefficient, sft_weight)
 
 
 def reward(

@@ -78,9 +78,9 @@ def train(
     Raises:
       AyaError: the batch does not divide, or the loss is no longer a number.
     """
-    if batch_size % (accumulate * jax.process_count()):
+    if batch_size < 1 or batch_size % (accumulate * jax.process_count()):
         raise AyaError(
-            f"train.batch_size {batch_size} must be a multiple of train.accumulate {accumulate} "
+            f"train.batch_size {batch_size} must be a positive multiple of train.accumulate {accumulate} "
             f"times the {jax.process_count()} processes"
         )
     count = len(next(iter(arrays.values())))
@@ -117,7 +117,8 @@ def train(
                     f"train: the loss is {figures['loss']} at step {done}; "
                     "lower train.learning_rate or look at the data of that step"
                 )
-            observe(done, {**figures, "learning_rate": rate, "total": total})
+            run = {"learning_rate": rate, "total": total, "batch_size": batch_size}
+            observe(done, {**figures, **run})
         if done % checkpoint_every == 0 or done == total:
             store.save(done, state)
     return total

@@ -15,8 +15,8 @@ from aya_jax.losses.reward import bradley_terry_loss
 from aya_jax.losses.sft import sft_loss
 from aya_jax.losses.total import Total
 from aya_jax.models.config import DecoderConfig
-from aya_jax.models.decoder import Batch, Params
-from aya_jax.models.heads import rewards, target_logprobs
+from aya_jax.models.decoder import Batch, Params, hidden_states
+from aya_jax.models.heads import logprobs_of_hidden, rewards_of_hidden, target_logprobs
 
 Arrays = dict[str, jax.Array]
 
@@ -109,13 +109,29 @@ class Reward:
 
     config: DecoderConfig
     center_coefficient: float = 0.0
+    sft_weight: float = 0.0
     dtype: Any = jnp.float32
     remat: bool = False
     reward_head: bool = True
 
     def __call__(self, params: Params, batch: Arrays) -> Total:
-        """`batch`: chosen_* and rejected_* rows [P, T]."""
-        rows, _ = _pairs(batch)
-        each = rewards(self.config, params, rows, dtype=self.dtype, remat=self.remat)
+        """`batch`: chosen_* and rejected_* rows [P, T].
+
+        `sft_weight` adds the mean negative log-likelihood of each chosen completion, so that the
+        decoder keeps what it knows (text-generation regularisation, arXiv 2406.10216, equation 5).
+        """
+        rows, mask = _pairs(batch)
+        hidden = hidden_states(self.config, params, rows, dtype=self.dtype, remat=self.remat)
+        each = rewards_of_hidden(params, hidden, rows.segment_ids)
         chosen, rejected = jnp.split(each, 2)
-        return bradley_terry_loss(chosen, rejected, center_coefficient=self.center_coefficient)
+        total = bradley_terry_loss(chosen, rejected, center_coefficient=self.center_coefficient)
+        if not self.sft_weight:
+            return total
+        pairs = len(chosen)
+        logprobs = logprobs_of_hidden(
+            self.config, params, hidden[:pairs], rows.tokens[:pairs], mask[:pairs]
+        )
+        nll = (-logprobs.sum(-1) / jnp.maximum(mask[:pairs].sum(-1), 1)).sum()
+        loss = total.loss + self.sft_weight * nll
+        metrics = {**total.metrics, "loss": (loss, total.count), "nll_loss": (nll, total.count)}
+        return Total(loss, total.count, metrics)

@@ -5,6 +5,7 @@ from babel import Locale
 
 from aya_jax.data import atlas
 from aya_jax.data.atlas.build import templates
+from aya_jax.data.atlas.kinds import KINDS
 from aya_jax.data.languages import LANGUAGES
 from aya_jax.errors import AyaError
 
@@ -85,9 +86,15 @@ def test_poor_completions_really_fail(train):
         for fault, completion in atlas.poor_completions(row).items():
             verdict = atlas.check(row, completion)
             assert not verdict.correct, (fault, row)
-            assert fault != "wrong_language" or not verdict.right_language
+            if fault == "wrong_language":
+                arg = row["concept"].split(":", 1)[1]
+                others = set(LANGUAGES) - {row["answer_language"]}
+                answers = KINDS[row["kind"]].answers
+                assert completion in {text for code in others for text in answers(arg, code)}
+            if fault == "slip":
+                assert abs(len(completion) - len(row["completion"])) <= 1
             faults.add(fault)
-    assert faults == {"wrong", "wrong_language", "translationese", "truncated"}
+    assert faults == {"wrong", "wrong_language", "slip", "translationese", "truncated"}
 
 
 def test_right_language_tells_languages_of_one_script_apart():

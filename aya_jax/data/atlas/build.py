@@ -1,6 +1,5 @@
 """Records and plain text of the atlas, a pure function of the arguments."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -11,6 +10,7 @@ import gin
 
 from aya_jax.data.atlas.checker import check
 from aya_jax.data.atlas.kinds import KINDS, Kind
+from aya_jax.data.files import stable_hash
 from aya_jax.data.languages import LANGUAGES, check_language
 from aya_jax.errors import AyaError, nearest
 
@@ -38,11 +38,7 @@ class Fact(NamedTuple):
         """`train` or `eval`, by the hash of what the question shows: not by arguments or seeds."""
         shown = json.dumps(self.kind.slots(self.arg, self.language), sort_keys=True)
         identity = f"{self.kind.name}|{shown}|{self.language}|{self.answer_language}"
-        return "eval" if _hash(identity) % 100 < EVAL_PERCENT else "train"
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+        return "eval" if stable_hash(identity) % 100 < EVAL_PERCENT else "train"
 
 
 @cache
@@ -108,7 +104,7 @@ def _checked(
 def _cut(facts: Sequence[Fact], limit: int, seed: int) -> list[Fact]:
     """Keep `limit` facts, as equal shares of the kinds as the facts allow, drawn by the seed."""
     queues: dict[str, list[Fact]] = {}
-    for fact in sorted(facts, key=lambda f: _hash(f"{seed}|{f.key}")):
+    for fact in sorted(facts, key=lambda f: stable_hash(f"{seed}|{f.key}")):
         queues.setdefault(fact.kind.name, []).append(fact)
     kept: list[Fact] = []
     while len(kept) < limit and queues:
@@ -155,8 +151,8 @@ def build(
         if per_language is not None:
             facts = _cut(facts, per_language, seed)
         else:
-            facts.sort(key=lambda f: _hash(f"{seed}|{f.key}"))
-        records.extend(_record(f, _hash(f"{seed}|phrasing|{f.key}")) for f in facts)
+            facts.sort(key=lambda f: stable_hash(f"{seed}|{f.key}"))
+        records.extend(_record(f, stable_hash(f"{seed}|phrasing|{f.key}")) for f in facts)
     return records
 
 
@@ -166,59 +162,73 @@ def text(
     languages: Sequence[str] | None = None,
     kinds: Sequence[str] | None = None,
     entities: int | None = None,
+    per_language: int | None = None,
     cross_languages: Sequence[str] | None = None,
-    lines: int | None = None,
     seed: int = 0,
 ) -> list[str]:
     """Return plain text for a tokenizer and a base model, made from train facts only.
 
     Each line states one fact: the thing, the language of the answer where it differs, the answer.
-    Arguments as in `build`; `lines` keeps that many, drawn by the seed.
+    Arguments as in `build`.
     """
     codes, names, targets = _checked(languages, kinds, cross_languages)
     out = []
-    for fact in _facts("train", codes, names, entities, targets):
-        shown = " ".join(fact.kind.slots(fact.arg, fact.language).values())
-        answer = fact.kind.answers(fact.arg, fact.answer_language)[0]
-        if fact.kind.cross:
-            where = templates(fact.language)["in_language"][fact.answer_language]
-            out.append((fact.key, f"{shown}, {where}: {answer}"))
-        else:
-            question = _record(fact, _hash(f"{seed}|text|{fact.key}"))["prompt"]
-            out.append((fact.key, f"{question} {answer}"))
-    out.sort(key=lambda pair: _hash(f"{seed}|text|{pair[0]}"))
-    return [line for _, line in out[:lines]]
+    for code in codes:
+        facts = list(_facts("train", (code,), names, entities, targets))
+        for fact in _cut(facts, per_language or len(facts), seed):
+            answer = fact.kind.answers(fact.arg, fact.answer_language)[0]
+            if fact.kind.cross:
+                shown = " ".join(fact.kind.slots(fact.arg, fact.language).values())
+                where = templates(fact.language)["in_language"][fact.answer_language]
+                out.append((fact.key, f"{shown}, {where}: {answer}"))
+            else:
+                question = _record(fact, stable_hash(f"{seed}|text|{fact.key}"))["prompt"]
+                out.append((fact.key, f"{question} {answer}"))
+    out.sort(key=lambda pair: stable_hash(f"{seed}|text|{pair[0]}"))
+    return [line for _, line in out]
 
 
 def poor_completions(record: Record, *, seed: int = 0) -> dict[str, str]:
     """Return faulty completions of a record by fault, each one failing `check`.
 
-    `wrong`: another answer of the kind in the right language. `wrong_language`: the right thing in
-    another language, English, Spanish and French first. `translationese`: the answer with the word
-    of the question left in place. `truncated`: its first half. As "RLHF Can Speak Many
-    Languages" (arXiv 2407.02552) sets good in-language completions against poor ones.
+    `wrong`: another answer of the kind in the right language. `wrong_language`: the right thing as
+    another language has it. `slip`: the answer with one character dropped, doubled or exchanged.
+    `translationese`: the answer with the word of the question left in place. `truncated`: its first
+    half. As "RLHF Can Speak Many Languages" (arXiv 2407.02552) sets good in-language completions
+    against poor ones.
     """
     kind = KINDS[record["kind"]]
     arg = record["concept"].split(":", 1)[1]
-    target = record["answer_language"]
-    draw = _hash(f"{seed}|poor|{record['id']}")
-    poor: dict[str, str] = {}
-    args = kind.args(None)
-    for i in range(8):
-        other = kind.answers(args[_hash(f"{draw}|{i}") % len(args)], target)
-        if other and not check(record, other[0]).correct:
-            poor["wrong"] = other[0]
-            break
-    rest = [code for code in LANGUAGES if code not in ("en", "es", "fr", target)]
-    for code in (*("en", "es", "fr")[draw % 3 :], *("en", "es", "fr")[: draw % 3], *rest):
-        other = kind.answers(arg, code) if code != target else ()
-        if other and not check(record, other[0]).right_language:
-            poor["wrong_language"] = other[0]
-            break
+    target, answer = record["answer_language"], record["completion"]
+    args, codes = kind.args(None), [code for code in LANGUAGES if code != target]
+
+    def draw(*parts: object) -> int:
+        return stable_hash(seed, "poor", record["id"], *parts)
+
+    def others(code: str, arg: str) -> str:
+        return next(iter(kind.answers(arg, code)), "")
+
+    tries = range(8)
     shown = next(iter(kind.slots(arg, record["language"]).values()))
-    answer = record["completion"]
-    faults = {"translationese": f"{shown} {answer}", "truncated": answer[: (len(answer) + 1) // 2]}
-    for fault, completion in faults.items():
-        if completion and not check(record, completion).correct:
-            poor[fault] = completion
-    return poor
+    faults = {
+        "wrong": [others(target, args[draw("wrong", i) % len(args)]) for i in tries],
+        "wrong_language": [others(codes[draw("code", i) % len(codes)], arg) for i in tries],
+        "slip": [_slip(answer, draw("slip", i)) for i in tries],
+        "translationese": [f"{shown} {answer}"],
+        "truncated": [answer[: (len(answer) + 1) // 2]],
+    }
+    failing = {
+        fault: next((text for text in texts if text and not check(record, text).correct), None)
+        for fault, texts in faults.items()
+    }
+    return {fault: text for fault, text in failing.items() if text}
+
+
+def _slip(text: str, draw: int) -> str:
+    """Drop, double or exchange one character; a digit becomes another digit."""
+    place, how = draw % len(text), draw // len(text) % 3
+    old = text[place]
+    other = (
+        str((int(old) + 1 + draw % 9) % 10) if old in "0123456789" else text[draw % 7 % len(text)]
+    )
+    return text[:place] + ("", old + old, other)[how] + text[place + 1 :]

@@ -64,12 +64,15 @@ def _money(arg: str, code: str) -> tuple[str, ...]:
 
 def _quantity(arg: str, code: str) -> tuple[str, ...]:
     count, unit = arg.split()
-    return _unique(format_unit(int(count), unit, length="long", locale=locale(code)))
+    text = format_unit(int(count), unit, length="long", locale=locale(code))
+    # Babel writes the unit's identifier where CLDR has no pattern for it.
+    return () if unit in text else (text,)
 
 
 def _short_quantity(arg: str, code: str) -> dict[str, str]:
     count, unit = arg.split()
-    return {"quantity": format_unit(int(count), unit, length="short", locale=locale(code))}
+    text = format_unit(int(count), unit, length="short", locale=locale(code))
+    return {"quantity": "" if unit in text else text}
 
 
 def _names(arg: str, code: str) -> list[str]:
