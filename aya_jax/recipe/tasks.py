@@ -1,0 +1,237 @@
+"""What each stage of the recipe does in its folder, from its inputs' folders."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from aya_jax.arbitrage.arbiter import score
+from aya_jax.arbitrage.pairs import best_against_worst
+from aya_jax.arbitrage.pool import Answerer, answer_and_score, ask_some, open_pool
+from aya_jax.arbitrage.preferences import preference_pairs
+from aya_jax.arbitrage.routers import route, routing_counts
+from aya_jax.data import sources
+from aya_jax.data.files import atomic_write, stable_hash
+from aya_jax.data.records import Record, prompt_messages, read_records, write_records
+from aya_jax.data.tokenizer import Tokenizer, train_tokenizer
+from aya_jax.errors import AyaError
+from aya_jax.evaluation.evaluate import answer, mark
+from aya_jax.generation.engine import sample
+from aya_jax.merging.merge import merge_into
+from aya_jax.model import load
+from aya_jax.recipe import jobs
+from aya_jax.recipe.stages import Context
+
+RECORDS = "records.jsonl"
+
+
+def _update(context: Context) -> jobs.Update:
+    return lambda done, total, figures: context.line.update(done, total, figures)
+
+
+def _records(context: Context, name: str) -> list[Record]:
+    return read_records(context.inputs[name] / RECORDS)
+
+
+def _in(records: Sequence[Record], languages: Sequence[str]) -> list[Record]:
+    return [r for r in records if r.get("language", "und").split("-")[0] in languages]
+
+
+def tokenizer(context: Context) -> dict[str, Any]:
+    """Train a tokenizer on the text of its scope."""
+    lines = sources.text()
+    trained = train_tokenizer(lines)
+    trained.save(context.directory)
+    tokens = sum(len(trained.encode(line)) for line in lines)
+    characters = sum(map(len, lines))
+    return {"pieces": trained.vocab_size, "characters_per_token": characters / tokens}
+
+
+def base(context: Context) -> dict[str, Any]:
+    """Train a fresh decoder on the text of its scope."""
+    return jobs.pretrain(
+        sources.text(),
+        Tokenizer.load(context.inputs["tokenizer"]),
+        work=context.directory,
+        stage=context.name,
+        update=_update(context),
+        events=context.events,
+    )
+
+
+def own_records(context: Context) -> dict[str, Any]:
+    """Keep the records of the scope's source."""
+    rows = sources.records()
+    write_records(context.directory / RECORDS, rows)
+    return {"prompts": len(rows)}
+
+
+def teacher(context: Context, *, languages: Sequence[str]) -> dict[str, Any]:
+    """Fine-tune the base model on reference answers in some languages."""
+    return jobs.sft(
+        load(context.inputs["base"], reward=False),
+        sources.records(languages=languages),
+        work=context.directory,
+        stage=context.name,
+        update=_update(context),
+        events=context.events,
+    )
+
+
+def _open_pool(context: Context, teachers: Sequence[str]) -> dict[str, Answerer]:
+    """Return the pool, whose answers are kept as they come: a member is not asked twice."""
+    pool = open_pool({name: context.inputs[f"teacher.{name}"] for name in teachers})
+    shards = context.directory / "answers"
+    shards.mkdir(exist_ok=True)
+
+    def kept(name: str, ask: Answerer) -> Answerer:
+        def answer_once(records: Sequence[Record]) -> list[str | None]:
+            shard = shards / f"{name}.json"
+            if not shard.exists():
+                atomic_write(shard, json.dumps(ask(records), ensure_ascii=False))
+            context.line.update(len(list(shards.iterdir())), len(pool), note=name)
+            return json.loads(shard.read_text("utf-8"))
+
+        return answer_once
+
+    return {name: kept(name, ask) for name, ask in pool.items()}
+
+
+def reward_answers(context: Context, *, teachers: Sequence[str]) -> dict[str, Any]:
+    """A few teachers answer each of the reward models' prompts: poor answers of real models."""
+    rows = ask_some(_records(context, "reward_prompts"), _open_pool(context, teachers))
+    write_records(context.directory / RECORDS, rows)
+    return {"answers": sum(len(row["candidates"]) for row in rows)}
+
+
+def reward(context: Context, *, half: int) -> dict[str, Any]:
+    """Train a reward model on the pairs of one half of the prompts, a tenth of them held out."""
+    rows = _records(context, "reward_answers")
+    pairs = preference_pairs([r for r in rows if stable_hash("half", r["prompt"]) % 2 == half])
+    held_out = [p for p in pairs if stable_hash("held out", p["prompt"]) % 10 == 0]
+    learnt = [p for p in pairs if stable_hash("held out", p["prompt"]) % 10]
+    figures = jobs.reward(
+        load(context.inputs["base"], reward=False),
+        learnt,
+        work=context.directory,
+        stage=context.name,
+        update=_update(context),
+        events=context.events,
+    )
+    if held_out:
+        accuracy = jobs.pair_accuracy(load(context.directory, reward=True), held_out)
+        figures["held_out_accuracy"] = accuracy
+    return figures
+
+
+def candidates(context: Context, *, teachers: Sequence[str]) -> dict[str, Any]:
+    """Every teacher answers every prompt, and the reward model scores the answers."""
+    arbiter = load(context.inputs["reward"], reward=True)
+    pool = _open_pool(context, teachers)
+    rows = answer_and_score(_records(context, "prompts"), pool, arbiter)
+    write_records(context.directory / RECORDS, rows)
+    return {"prompts": len(rows), "teachers": len(pool)}
+
+
+def route_candidates(context: Context, *, router: str) -> dict[str, Any]:
+    """Choose one candidate for each prompt."""
+    routed = route(_records(context, "candidates"), router=router)
+    write_records(context.directory / RECORDS, routed)
+    return {"completions": len(routed), "routing": routing_counts(routed)}
+
+
+def pairs(context: Context) -> dict[str, Any]:
+    """Set each prompt's best candidate against its worst."""
+    rows = best_against_worst(_records(context, "candidates"))
+    write_records(context.directory / RECORDS, rows)
+    return {"pairs": len(rows)}
+
+
+def sft(context: Context, *, start: str, data: str, languages: Sequence[str]) -> dict[str, Any]:
+    """Fine-tune on the routed completions in some languages."""
+    rows = _in(_records(context, data), languages)
+    if not rows:
+        raise AyaError(
+            f"{context.name}: '{data}' has no record in {', '.join(languages)}; "
+            "leave that cluster out of language_clusters.groups"
+        )
+    return jobs.sft(
+        load(context.inputs[start], reward=False),
+        rows,
+        work=context.directory,
+        stage=context.name,
+        update=_update(context),
+        events=context.events,
+    )
+
+
+def dpo(context: Context, *, start: str, data: str, languages: Sequence[str]) -> dict[str, Any]:
+    """Preference-train on the pairs in some languages; without any pair the model stays as it is."""
+    rows = _in(_records(context, data), languages)
+    if not rows:
+        merge_into(context.directory, [context.inputs[start]], stage=context.name)
+        return {"pairs": 0}
+    return jobs.dpo(
+        load(context.inputs[start], reward=False),
+        rows,
+        work=context.directory,
+        stage=context.name,
+        update=_update(context),
+        events=context.events,
+    )
+
+
+def merge_parts(
+    context: Context, *, parts: Sequence[str], start: str, **settings: Any
+) -> dict[str, Any]:
+    """Merge the cluster models; `start` is what they were trained from."""
+    merge_into(
+        context.directory,
+        [context.inputs[part] for part in parts],
+        base=context.inputs[start],
+        stage=context.name,
+        **settings,
+    )
+    return {"models": len(parts)}
+
+
+def online_samples(context: Context, *, start: str) -> dict[str, Any]:
+    """Several completions for each prompt from the newest model, ranked; best against worst."""
+    model = load(context.inputs[start], reward=False)
+    prompts = _records(context, "prompts")
+    texts = sample(
+        model.config, model.params, model.tokenizer, [prompt_messages(r) for r in prompts]
+    )
+    flat = [(r, t) for r, answers in zip(prompts, texts, strict=True) for t in answers]
+    arbiter = load(context.inputs["reward"], reward=True)
+    values = iter(score(arbiter, [r for r, _ in flat], [t for _, t in flat]))
+    ranked = [
+        {
+            **record,
+            "candidates": [
+                {"model": start, "completion": text, "reward": float(next(values))}
+                for text in answers
+            ],
+        }
+        for record, answers in zip(prompts, texts, strict=True)
+    ]
+    rows = best_against_worst(ranked)
+    rewards = [c["reward"] for r in ranked for c in r["candidates"]]
+    write_records(context.directory / "candidates.jsonl", ranked)
+    write_records(context.directory / RECORDS, rows)
+    return {"samples": len(rewards), "reward": sum(rewards) / len(rewards), "pairs": len(rows)}
+
+
+def evaluate(context: Context, *, model: str) -> dict[str, Any]:
+    """Answer the held-out prompts, and have the answers marked by the checker and both judges."""
+    prompts = _records(context, "evaluation_prompts")
+    judges = {
+        "reward": load(context.inputs["reward"], reward=True),
+        "unused_reward": load(context.inputs["judge"], reward=True),
+    }
+    marked = mark(prompts, answer(load(context.inputs[model], reward=False), prompts), judges)
+    write_records(context.directory / RECORDS, marked)
+    return {
+        metric: sum(float(row[metric]) for row in marked) / len(marked)
+        for metric in ("correct", "right_language", "reward", "unused_reward")
+        if metric in marked[0]
+    }
