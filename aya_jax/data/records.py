@@ -55,6 +55,15 @@ def _parse(line: bytes, where: str, required: Sequence[str]) -> Record:
         raise AyaError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
     if not isinstance(record, dict):
         raise AyaError(f"{where}: a record must be a JSON object, found {type(record).__name__}")
+    # JSON may escape what no UTF-8 file can hold, and no tokenizer take.
+    if b"\\u" in line:
+        for field, value in record.items():
+            try:
+                json.dumps(value, ensure_ascii=False).encode("utf-8")
+            except UnicodeEncodeError:
+                raise AyaError(
+                    f"{where}: field '{field}' has half of a surrogate pair; write both or none"
+                ) from None
     if "messages" in record:
         _read_messages(record, where)
     for field in required:
