@@ -25,7 +25,11 @@ def open_work(partial: Path, fingerprint: str) -> bool:
     shutil.rmtree(partial, ignore_errors=True)
     with told_plainly(partial):
         partial.mkdir()
-    atomic_write(mark, fingerprint)
+    try:
+        atomic_write(mark, fingerprint)
+    except AyaError:
+        partial.rmdir()
+        raise
     return False
 
 
