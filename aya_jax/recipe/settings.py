@@ -4,7 +4,8 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import gin
 from gin import config as gin_config
@@ -23,20 +24,76 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
       bindings: such as `offline_dpo/train.learning_rate = 1e-4`.
 
     Raises:
-      AyaError: a file is missing, a line is no gin, or a name is misspelt; it names the nearest.
+      AyaError: a file is missing, a line is no gin, a name is misspelt (it names the nearest), a
+        macro has no value, or a value is of a wrong type.
     """
     gin.add_config_file_search_path(str(ROOT))
     for file in files:
-        if not any(Path(place, file).is_file() for place in (".", ROOT)):
+        found = [Path(place, file) for place in (".", ROOT) if Path(place, file).is_file()]
+        if not found:
             raise AyaError(f"{file}: no such gin file; check the path")
+        try:
+            found[0].read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise AyaError(f"{file}: cannot be read ({error}); save it as UTF-8") from None
     with gin.unlock_config():
         try:
             gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=False)
+            _check_macros()
+            _check_types()
         except AyaError:
             raise
         # gin raises many kinds; each one is about what the user wrote.
         except Exception as error:
             raise AyaError(_explain(error)) from None
+
+
+def _check_macros() -> None:
+    """Raise `AyaError` for a `%NAME` that nothing sets; gin itself notices only at its use."""
+    known = {scope for scope, selector in gin_config._CONFIG if selector == "gin.macro"}
+    for (scope, selector), bound in gin_config._CONFIG.items():
+        for parameter, value in bound.items():
+            for reference in gin_config.iterate_references({parameter: value}):
+                name, kind = reference.config_key
+                if kind == "gin.macro" and name not in known:
+                    where = _written(scope, selector, parameter)
+                    raise AyaError(f"gin: {where}: nothing sets %{name}{nearest(name, known)}")
+
+
+def _check_types() -> None:
+    """Raise `AyaError` for a plain value that its parameter's annotation does not allow."""
+    for (scope, selector), bound in gin_config._CONFIG.items():
+        if selector.startswith("gin."):
+            continue
+        hints = get_type_hints(inspect.unwrap(gin_config._REGISTRY[selector].wrapped))
+        for parameter, value in bound.items():
+            hint = hints.get(parameter, Any)
+            if not _allowed(value, hint):
+                where = _written(scope, selector, parameter)
+                wanted = inspect.formatannotation(hint).replace("collections.abc.", "")
+                raise AyaError(f"gin: {where} = {value!r}: must be {wanted}")
+
+
+def _written(scope: str, selector: str, parameter: str) -> str:
+    """Return a binding's name as it is written in a gin file."""
+    return f"{scope + '/' if scope else ''}{_short(selector)}.{parameter}"
+
+
+def _allowed(value: Any, hint: Any) -> bool:
+    """Whether a value fits a type; what is not a plain value or a plain type always does."""
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
+        return any(_allowed(value, option) for option in get_args(hint))
+    kind = get_origin(hint) or hint
+    if isinstance(value, gin_config.ConfigurableReference) or not isinstance(kind, type):
+        return True
+    if kind is float:
+        kind = (int, float)
+    if kind in (int, (int, float)) and isinstance(value, bool):
+        return False
+    if isinstance(value, str) and kind is Sequence:
+        return False
+    plain = (bool, int, float, str, list, tuple, dict, type(None))
+    return not isinstance(value, plain) or isinstance(value, kind)
 
 
 def check_scopes(scopes: Iterable[str]) -> None:
@@ -47,7 +104,7 @@ def check_scopes(scopes: Iterable[str]) -> None:
             continue
         for part in scope.split("/") if scope else ():
             if part not in known:
-                name = f"{scope}/{_short(selector)}.{next(iter(bound), '')}"
+                name = _written(scope, selector, next(iter(bound), ""))
                 raise AyaError(f"gin: unknown scope '{part}' in '{name}'{nearest(part, known)}")
 
 
