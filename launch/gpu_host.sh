@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Runs a recipe on the GPUs of this host.
+set -euo pipefail
+# shellcheck source=launch/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+usage() {
+  cat <<'TEXT'
+usage: launch/gpu_host.sh [options] CONFIG RUN_DIR [-- ARGUMENT_OF_AYA_RUN...]
+
+Run a recipe on 1 to 8 GPUs of this host in one process. The same command goes on with a run that was
+interrupted; a run that was killed is started again by itself.
+
+  --gpus LIST      which GPUs, such as 0 or 0,1,2,3 (default: as CUDA_VISIBLE_DEVICES says, else all)
+  --memory SHARE   share of each GPU's memory that JAX takes at once (default 0.92)
+  --deterministic  the same bits in every run on the same GPUs; slower
+  --restarts N     restarts of a killed run (default 10)
+  --python PATH    interpreter (default: .venv/bin/python of this project, else python3)
+  --dry-run        print the command and do nothing
+  --help           this text
+
+example:
+  launch/gpu_host.sh --gpus 0 configs/recipes/tiny.gin runs/tiny
+  launch/gpu_host.sh configs/recipes/expanse_8b.gin runs/8b -- --gin_file configs/meshes/h100_8.gin
+TEXT
+}
+
+gpus= memory=0.92 deterministic=false restarts=10 python="$(default_python)"
+positional=()
+while (($#)); do
+  case "$1" in
+    --gpus) value "$@"; gpus="$2"; shift 2 ;;
+    --memory) value "$@"; memory="$2"; shift 2 ;;
+    --deterministic) deterministic=true; shift ;;
+    --restarts) value "$@"; restarts="$2"; shift 2 ;;
+    --python) value "$@"; python="$2"; shift 2 ;;
+    --dry-run) DRY_RUN=true; shift ;;
+    --help | -h) usage; exit 0 ;;
+    --) shift; break ;;
+    -*) fail "unknown option '$1'; see --help" ;;
+    *) positional+=("$1"); shift ;;
+  esac
+done
+((${#positional[@]} >= 1)) || fail "CONFIG is missing, for example configs/recipes/tiny.gin"
+((${#positional[@]} >= 2)) || fail "RUN_DIR is missing, for example runs/tiny"
+((${#positional[@]} == 2)) || fail "unexpected '${positional[2]}'; arguments of aya run come after --"
+config="${positional[0]}" run_dir="${positional[1]}"
+local_folder "$run_dir"
+[[ -z "$gpus" || "$gpus" =~ ^[0-9]+(,[0-9]+){0,7}$ ]] \
+  || fail "--gpus must be 1 to 8 numbers with commas, such as 0,1, not '$gpus'"
+[[ "$memory" =~ ^0?\.[0-9]+$ ]] || fail "--memory must be a share below 1, such as 0.92, not '$memory'"
+whole_number --restarts "$restarts"
+
+# Communication behind computation; whatever the caller has in XLA_FLAGS comes later and wins.
+flags='--xla_gpu_enable_latency_hiding_scheduler=true'
+if "$deterministic"; then
+  flags+=' --xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0'
+fi
+environment=(
+  # Without it a missing CUDA plugin would mean a silent run on the CPU.
+  JAX_PLATFORMS=cuda
+  "XLA_PYTHON_CLIENT_MEM_FRACTION=$memory"
+  "XLA_FLAGS=$flags${XLA_FLAGS:+ $XLA_FLAGS}"
+)
+if [[ -n "$gpus" ]]; then environment+=("CUDA_VISIBLE_DEVICES=$gpus"); fi
+
+command=(env "${environment[@]}" "$ROOT/launch/supervise.sh" --restarts "$restarts" --
+  "$python" -m aya_jax run "$config" --run_dir "$run_dir" "$@")
+if "$DRY_RUN"; then
+  show "${command[@]}"
+  exit 0
+fi
+env "${environment[@]}" "$python" -c 'import jax; jax.devices()' >/dev/null 2>&1 \
+  || fail "JAX finds no GPU with $python; run: $python -m pip install -e '.[cuda]', and look at nvidia-smi"
+exec "${command[@]}"
