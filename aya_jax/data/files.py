@@ -42,6 +42,8 @@ def told_plainly(path: Path) -> Iterator[None]:
             raise AyaError(f"{path}: the disk is full; free some space and run it again") from None
         if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise AyaError(f"{path}: cannot be written; check the permissions") from None
+        if number == errno.EISDIR:
+            raise AyaError(f"{path}: is a folder; give another place") from None
         if number in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST) and not path.parent.is_dir():
             if any(place.is_file() for place in path.parents):
                 raise AyaError(f"{path}: lies under a file; give another place") from None
@@ -98,6 +100,9 @@ def atomic_write(path: str | Path, data: str | bytes) -> None:
 
 def commit_directory(partial: Path, path: Path, *, replace: bool = False) -> None:
     """Rename the whole directory `partial` to `path`, its content on the disk first.
+
+    Where `path` is replaced there are two renames: who is killed between them finds the old content
+    whole beside `path`, under a name that ends in `.old`.
 
     Raises:
       AyaError: `path` exists and `replace` is False.

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def read_records(path: str | Path, required: Sequence[str] = ("prompt",)) -> lis
             data = gzip.decompress(data)
     except FileNotFoundError:
         raise AyaError(f"{path}: no such file; check the path") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise AyaError(f"{path}: cannot be read ({error}); check the file") from None
     records = []
     for number, line in enumerate(io.BytesIO(data), start=1):
@@ -53,6 +54,8 @@ def _parse(line: bytes, where: str, required: Sequence[str]) -> Record:
         ) from None
     except json.JSONDecodeError as error:
         raise AyaError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
+        raise AyaError(f"{where}: not JSON that can be read ({error})") from None
     if not isinstance(record, dict):
         raise AyaError(f"{where}: a record must be a JSON object, found {type(record).__name__}")
     # JSON may escape what no UTF-8 file can hold, and no tokenizer take.
