@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gin
 import sentencepiece
+from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aya_jax.data.files import atomic_write
@@ -127,12 +128,14 @@ class Tokenizer:
         try:
             model = (directory / "tokenizer.model").read_bytes()
             config = json.loads((directory / "tokenizer_config.json").read_text("utf-8"))
+            if not model:
+                raise ValueError("tokenizer.model is empty")
             return cls(model, config["chat_template"])
         except FileNotFoundError as error:
             raise AyaError(
                 f"{error.filename}: no such file; {directory} is no whole model"
             ) from None
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+        except (OSError, RuntimeError, ValueError, TypeError, KeyError, TemplateError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise AyaError(f"{directory}: the tokenizer cannot be read ({reason})") from None
 
