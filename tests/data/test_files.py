@@ -55,6 +55,15 @@ def disk(place, options):
         subprocess.run(["umount", str(place)], check=True)
 
 
+def write_file(place, content=b"x"):
+    atomic_write(place, content)
+
+
+def write_directory(place, content=b"x"):
+    with atomic_directory(place) as partial:
+        (partial / "one").write_bytes(content)
+
+
 def one_line(error):
     return "\n" not in str(error.value)
 
@@ -157,12 +166,13 @@ def test_a_folder_is_not_replaced_unless_asked(tmp_path):
 
 
 def test_a_folder_whose_filling_fails_is_gone(tmp_path):
-    with (
-        pytest.raises(RuntimeError, match="mine"),
-        atomic_directory(tmp_path / "a" / "folder") as partial,
-    ):
-        (partial / "one").write_text("1")
-        raise RuntimeError("mine")
+    def fail():
+        with atomic_directory(tmp_path / "a" / "folder") as partial:
+            (partial / "one").write_text("1")
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        fail()
     assert list((tmp_path / "a").iterdir()) == []
 
 
@@ -176,12 +186,8 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
         assert str(place) in str(error.value) and one_line(error)
         assert place.read_bytes() == b"old"
         assert list(folder.iterdir()) == [place]
-        with (
-            pytest.raises(AyaError, match="the disk is full"),
-            atomic_directory(folder / "model") as partial,
-        ):
-            (partial / "small").write_bytes(b"x")
-            (partial / "large").write_bytes(b"x" * 400_000)
+        with pytest.raises(AyaError, match="the disk is full"):
+            write_directory(folder / "model", content=b"x" * 400_000)
         assert list(folder.iterdir()) == [place]
         atomic_write(place, b"x" * 200_000)
 
@@ -192,15 +198,6 @@ def test_room_is_asked_for_before_work_begins(tmp_path):
         require_space(folder, 200 * 1024)
         with pytest.raises(AyaError, match=r"0\.3 MiB are needed and 0\.2 free"):
             require_space(folder, 300 * 1024)
-
-
-def write_file(place):
-    atomic_write(place, b"x")
-
-
-def write_directory(place):
-    with atomic_directory(place) as partial:
-        (partial / "one").write_bytes(b"x")
 
 
 @pytest.mark.parametrize("write", [write_file, write_directory])
@@ -252,11 +249,10 @@ def test_refusals_are_known_behind_other_libraries_errors():
     """gin raises a copy without its number, TensorStore names it in the text alone."""
     with pytest.raises(AyaError, match="the disk is full"), told_plainly(Path("here")):
         raise ValueError("RESOURCE_EXHAUSTED: Error writing [os_error_code='28']")
+    copy = RuntimeError("a copy")
+    copy.__cause__ = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(AyaError, match="the disk is full"), told_plainly(Path("here")):
-        try:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        except OSError as error:
-            raise RuntimeError("a copy") from error
+        raise copy
     with pytest.raises(ValueError, match="another"), told_plainly(Path("here")):
         raise ValueError("another")
 
