@@ -73,13 +73,11 @@ def test_variants_are_the_language_before_the_hyphen():
 
 @pytest.mark.parametrize("code", ["", "DE", "d", "de_DE", "de-", "-de", "xx", "deutsch", None, 3])
 def test_what_is_no_language_is_told(code):
-    with pytest.raises(AyaError, match="^here:3: unknown language") as error:
+    with pytest.raises(AyaError) as error:
         check_language(code, "here:3")
-    assert (
-        repr(code) in str(error.value)
-        and "known are" in str(error.value)
-        or "did you" in str(error.value)
-    )
+    told = str(error.value)
+    assert told.startswith(f"here:3: unknown language {code!r}; ")
+    assert "did you mean" in told or "known are: ar, cs" in told
 
 
 def test_clusters_share_what_is_shared():
