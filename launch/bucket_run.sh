@@ -81,7 +81,8 @@ if [[ -z "$(ls -A "$run_dir")" ]]; then
   fi
 fi
 
-child=
+child=''
+# shellcheck disable=SC2329 # the trap below calls it
 forward() { if [[ -n "$child" ]]; then kill -TERM "$child" 2>/dev/null || true; fi; }
 trap forward TERM HUP
 trap : INT

@@ -33,7 +33,7 @@ example:
 TEXT
 }
 
-name= image= claim= tpu= topology= gpu= chips= hosts=1 spot=false restarts=100 namespace=
+name='' image='' claim='' tpu='' topology='' gpu='' chips='' hosts=1 spot=false restarts=100 namespace=''
 positional=()
 while (($#)); do
   case "$1" in

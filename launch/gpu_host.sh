@@ -25,7 +25,7 @@ example:
 TEXT
 }
 
-gpus= memory=0.92 deterministic=false restarts=10 python="$(default_python)"
+gpus='' memory=0.92 deterministic=false restarts=10 python="$(default_python)"
 positional=()
 while (($#)); do
   case "$1" in

@@ -41,7 +41,8 @@ fi
 
 # We are stopped: so is the command, and it is not started again. An interrupt from the terminal
 # reaches the command by itself.
-stopped=false child=
+stopped=false child=''
+# shellcheck disable=SC2329 # the trap below calls it
 stop() {
   stopped=true
   if [[ -n "$child" ]]; then kill -TERM "$child" 2>/dev/null || true; fi
@@ -60,7 +61,7 @@ while :; do
     # A signal to us ends `wait` early; the command is done only when it is gone.
     kill -0 "$child" 2>/dev/null || break
   done
-  child=
+  child=''
   if "$stopped" || ((status <= 128 || status == 130)); then exit "$status"; fi
   if ((count >= restarts)); then
     printf 'supervise.sh: killed with status %d; no restart is left of %d\n' "$status" "$restarts" >&2

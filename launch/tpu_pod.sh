@@ -37,7 +37,7 @@ example:
 TEXT
 }
 
-name= zone= type= project= version= spot=false before= every=600 attempts=20 pause=60
+name='' zone='' type='' project='' version='' spot=false before='' every=600 attempts=20 pause=60
 python=3.12 delete=false multi_host=false
 positional=()
 while (($#)); do
@@ -82,10 +82,10 @@ if ((BASH_REMATCH[1] > 8)) && ! "$multi_host"; then
 fi
 if [[ -z "$version" ]]; then
   case "$type" in
-    v5litepod-*) version=v2-alpha-tpuv5-lite ;;
-    v5p-*) version=v2-alpha-tpuv5 ;;
-    v6e-*) version=v2-alpha-tpuv6e ;;
-    *) version=tpu-ubuntu2204-base ;;
+    v5litepod-*) version='v2-alpha-tpuv5-lite' ;;
+    v5p-*) version='v2-alpha-tpuv5' ;;
+    v6e-*) version='v2-alpha-tpuv6e' ;;
+    *) version='tpu-ubuntu2204-base' ;;
   esac
 fi
 

@@ -22,6 +22,7 @@ from aya_jax.recipe.expanse import expanse
 from aya_jax.recipe.jobs import dpo_objective
 from aya_jax.recipe.run import OPTIONAL_SCOPES
 from aya_jax.recipe.settings import ROOT, check_scopes, effective_settings, parse_gin
+from aya_jax.recipe.stages import Stage
 from aya_jax.training.loop import train
 
 CONFIGS = ROOT / "configs"
@@ -63,6 +64,14 @@ def gin_files(pattern: str) -> list[str]:
     return sorted(path.relative_to(ROOT).as_posix() for path in CONFIGS.glob(pattern))
 
 
+def plan(file: str, bindings: list[str]) -> tuple[Stage, ...]:
+    """Read a recipe as `aya run` does."""
+    parse_gin([file], bindings)
+    stages = expanse().stages
+    check_scopes([*OPTIONAL_SCOPES, *(stage.scope for stage in stages)])
+    return stages
+
+
 @pytest.fixture(autouse=True)
 def _empty_gin():
     """All configurables registered, nothing bound before or after."""
@@ -102,13 +111,11 @@ def test_every_file_parses(file):
 
 @pytest.mark.parametrize("file", gin_files("recipes/*.gin"))
 def test_every_recipe_has_a_plan_and_only_scopes_that_exist(file, own):
-    parse_gin([file], own if "/expanse_" in file else [])
-    stages = expanse().stages
+    stages = plan(file, own if "/expanse_" in file else [])
     names = [stage.name for stage in stages]
     assert len(set(names)) == len(names)
     for stage in ("candidates", "arbitrage_sft", "offline_dpo", "online_dpo_3"):
         assert stage in names
-    check_scopes([*OPTIONAL_SCOPES, *(stage.scope for stage in stages)])
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
@@ -180,8 +187,7 @@ def test_model_has_the_published_sizes(size):
 )
 def test_a_misspelt_binding_names_the_nearest(binding, hint, own):
     with pytest.raises(AyaError) as told:
-        parse_gin(["configs/recipes/expanse_8b.gin"], [*own, binding])
-        check_scopes([*OPTIONAL_SCOPES, *(stage.scope for stage in expanse().stages)])
+        plan("configs/recipes/expanse_8b.gin", [*own, binding])
     assert hint in str(told.value).splitlines()[0]
 
 

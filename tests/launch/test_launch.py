@@ -418,7 +418,10 @@ def test_tpu_pod_shows_its_commands(cloud):
     assert {"--spot", "--version=v2-alpha-tpuv5-lite", "--accelerator-type=v5litepod-8"} <= set(
         create
     )
-    before, run = ([a for a in line if a.startswith("--command=")][0][10:] for line in shown[-3:-1])
+    before, run = (
+        next(word for word in line if word.startswith("--command="))[len("--command=") :]
+        for line in shown[-3:-1]
+    )
     # As the shell of a host reads it.
     assert shlex.split(before, comments=False)[-3:] == ["bash", "-c", "echo 'a  b' # c"]
     words = shlex.split(run)

@@ -1,0 +1,149 @@
+"""The checkpoints of a training: the newest whole one is found, whatever happened to the others."""
+
+import signal
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aya_jax.checkpoints.train_store import TrainStore
+from aya_jax.errors import AyaError
+
+
+class State(NamedTuple):
+    """The shape of a train state, small."""
+
+    step: Any
+    params: Any
+    moments: Any
+
+
+def state(step):
+    rng = np.random.default_rng(step)
+    return State(
+        jnp.int32(step),
+        {"a": jnp.asarray(rng.normal(0, 1, (4, 3)), jnp.bfloat16), "b": {"c": jnp.arange(step)}},
+        # More than ten leaves: their names must sort as their numbers do.
+        [jnp.asarray(rng.normal(0, 1, 2), jnp.float32) for _ in range(12)],
+    )
+
+
+def bits(value):
+    return [
+        (np.asarray(leaf).dtype.name, np.asarray(leaf).tobytes())
+        for leaf in [value.step, value.params["a"], value.params["b"]["c"], *value.moments]
+    ]
+
+
+def flip(place):
+    file = max((p for p in place.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    return file
+
+
+def test_the_newest_are_kept_and_come_back_bit_for_bit(tmp_path):
+    store = TrainStore(tmp_path / "checkpoints", keep=2)
+    assert store.steps() == [] and store.latest_step() is None
+    for step in (3, 6, 9):
+        store.save(step, state(step))
+    assert store.steps() == [6, 9] and store.latest_step() == 9
+    for asked, found in ((None, 9), (6, 6)):
+        step, restored = store.restore(asked, state(found))
+        assert step == found and bits(restored) == bits(state(found))
+        assert isinstance(restored, State)
+    params = store.load_params(6)
+    assert np.asarray(params["a"]).tobytes() == np.asarray(state(6).params["a"]).tobytes()
+
+
+@pytest.mark.parametrize("part", ["params", "rest"])
+def test_a_damaged_newest_is_told_and_the_one_before_is_taken(tmp_path, caplog, part):
+    store = TrainStore(tmp_path)
+    # The same shapes at every step, as in a training.
+    store.save(5, state(5))
+    store.save(6, state(5)._replace(step=jnp.int32(6)))
+    file = flip(tmp_path / "step_00000006" / part)
+    step, restored = store.restore(None, state(5))
+    assert step == 5 and bits(restored) == bits(state(5))
+    assert str(file) in caplog.text and "trying the checkpoint before" in caplog.text
+    # It is written anew when training comes by again.
+    store.save(6, state(5)._replace(step=jnp.int32(6)))
+    assert store.restore(None, state(5))[0] == 6
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_00000005", "step_00000006"]
+
+
+def test_when_no_whole_one_is_left_it_is_told(tmp_path):
+    store = TrainStore(tmp_path)
+    with pytest.raises(AyaError, match="there is no checkpoint"):
+        store.restore(None, state(1))
+    for step in (1, 2):
+        store.save(step, state(1))
+        file = flip(tmp_path / f"step_{step:08d}")
+    with pytest.raises(AyaError, match="is damaged"):
+        store.restore(None, state(1))
+    with pytest.raises(AyaError) as error:
+        store.restore(2, state(1))
+    assert str(file) in str(error.value)
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from pathlib import Path
+from typing import Any, NamedTuple
+from aya_jax.checkpoints import store
+from aya_jax.checkpoints.train_store import TrainStore
+
+class State(NamedTuple):
+    step: Any
+    params: Any
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+place, moment = sys.argv[1:]
+kept = TrainStore(place)
+kept.save(1, State(np.int32(1), {"a": np.arange(5000.0)}))
+if moment == "arrays are half written":
+    store.ocp.StandardCheckpointer.save = lambda self, place, tree, force: (
+        place.mkdir(), (place / "part").write_bytes(b"half"), die())
+elif moment == "params are written and the rest is not":
+    write = store.atomic_write
+    store.atomic_write = lambda path, data: write(path, data) if "params" in path.name else die()
+else:
+    os.rename = die
+kept.save(2, State(np.int32(2), {"a": np.ones(5000)}))
+"""
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "arrays are half written",
+        "params are written and the rest is not",
+        "the name is still missing",
+    ],
+)
+def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path, moment):
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), moment], capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+    class Like(NamedTuple):
+        step: Any
+        params: Any
+
+    store = TrainStore(tmp_path)
+    assert store.steps() == [1]
+    step, restored = store.restore(None, Like(np.int32(0), {"a": np.zeros(5000)}))
+    assert (step, int(restored.step)) == (1, 1)
+    np.testing.assert_array_equal(restored.params["a"], np.arange(5000.0))
+    store.save(2, Like(np.int32(2), {"a": np.ones(5000)}))
+    assert store.steps() == [1, 2]
+    assert store.restore(None, restored)[0] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000002"]
