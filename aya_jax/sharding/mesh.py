@@ -7,7 +7,6 @@ from typing import Any
 import gin
 import jax
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aya_jax.errors import AyaError
@@ -56,9 +55,34 @@ def logical_rules(*, rules: Mapping[str, Any] | None = None) -> tuple[tuple[str,
     return tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in merged.items())
 
 
+def _mesh_axes(logical: PartitionSpec, rules: tuple[tuple[str, Any], ...]) -> PartitionSpec:
+    """Return the mesh axes of one array's logical axes; of two that want the same, one gets it.
+
+    The rule that comes first wins; the other axis, and one without a rule, is not split.
+    """
+    places: list[Any] = [None] * len(logical)
+    taken: set[str] = set()
+    for name, axes in rules:
+        wanted = {axes} if isinstance(axes, str) else set(axes or ())
+        if name in logical and not wanted & taken:
+            places[tuple(logical).index(name)] = axes
+            taken |= wanted
+    return PartitionSpec(*places)
+
+
 def shardings(logical_specs: Any, mesh: Mesh, rules: tuple[tuple[str, Any], ...]) -> Any:
-    """Return the `NamedSharding` of every leaf of a pytree of logical `PartitionSpec`s."""
-    return nn.logical_to_mesh_sharding(logical_specs, mesh, rules)
+    """Return the `NamedSharding` of every leaf of a pytree of logical `PartitionSpec`s.
+
+    Args:
+      logical_specs: see `models.decoder.logical_axes`.
+      mesh: see `device_mesh`.
+      rules: see `logical_rules`.
+    """
+    return jax.tree.map(
+        lambda logical: NamedSharding(mesh, _mesh_axes(logical, rules)),
+        logical_specs,
+        is_leaf=lambda node: isinstance(node, PartitionSpec),
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
