@@ -10,7 +10,7 @@ run: setup
 	$(BIN)/aya run configs/recipes/tiny.gin --run_dir runs/tiny
 
 study: setup
-	$(BIN)/aya study configs/recipes/tiny_study.gin --run_dir runs/study
+	$(BIN)/aya run configs/recipes/tiny_study.gin --run_dir runs/study
 
 test: setup lint
 	$(BIN)/python -m pytest -n 2
