@@ -1,0 +1,274 @@
+"""`report.json` to `report.html`: one file that needs nothing else, the same for the same report."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from aya_jax.report import curves, gains, heatmap, intervals, lineage, routing, samples, times
+from aya_jax.report.headline import sentence, tiles
+from aya_jax.report.words import (
+    METRICS,
+    REWARDS,
+    ROUTERS,
+    WIN_RATES,
+    difference_text,
+    excludes,
+    figure_text,
+    interval_of,
+    label,
+    language_name,
+    readable,
+    value_of,
+)
+
+Report = Mapping[str, Any]
+
+
+@cache
+def _template() -> Template:
+    place = FileSystemLoader(Path(__file__).parent / "templates")
+    environment = Environment(
+        loader=place,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(label=label, zip=zip)
+    return environment.get_template("page.html")
+
+
+def render(report: Report) -> str:
+    """Return the page of a run or of a study.
+
+    Args:
+      report: the content of `report.json`; what it lacks (reward models, samples, ...) the page
+        leaves out. `models`, `final` and `opponent` it must have.
+    """
+    models = report["models"]
+    steps = list(dict.fromkeys(m for m in report.get("steps_of_recipe", models) if m in models))
+    seeds = _seeds(report)
+    languages = report.get("languages", {})
+    codes = _codes(models)
+    names = {code: language_name(code, languages) for code in codes}
+    made = report.get("lineage", {})
+    return _template().render(
+        title=f"{report.get('recipe', 'run')}: what each step of the recipe gained",
+        recipe=report.get("recipe", "run"),
+        seeds=list(seeds),
+        final=report["final"],
+        opponent=report["opponent"],
+        headline=sentence(report["final"], report["opponent"], seeds),
+        tiles=tiles(report["final"], report["opponent"], seeds),
+        gains=_gains(report, steps, seeds),
+        claims=_claims(report.get("comparisons", ())),
+        maps=[
+            heatmap.heat_map(models, metric, codes, names)
+            for metric in METRICS
+            if any(metric in figures for figures in models.values())
+        ],
+        kinds=_kinds(models),
+        table=_table(models, steps),
+        seed_tables=_seed_tables(seeds, models) if len(seeds) > 1 else [],
+        routing=_routing(report.get("routing", {}), languages),
+        samples=samples.by_language(report.get("samples", ()), steps, languages),
+        graph=lineage.graph(made, report["final"]) if report["final"] in made else None,
+        origins=lineage.rows(made),
+        reward_models=[
+            {
+                "label": {"reward": "Reward model", "judge": "Unused judge"}.get(name, label(name)),
+                "note": {
+                    "reward": "Ranks the teachers’ and the models’ answers in training.",
+                    "judge": "Trained on other prompts, never used in training; decides win rates.",
+                }.get(name, ""),
+                "chart": intervals.pair_accuracy(
+                    figure,
+                    sorted(figure["by_language"]),
+                    {c: language_name(c, languages) for c in figure["by_language"]},
+                ),
+            }
+            for name, figure in report.get("reward_models", {}).items()
+        ],
+        curves=[
+            {
+                "title": title,
+                "panels": [
+                    {
+                        "title": panel.title,
+                        "metric": curves.METRICS[panel.metric],
+                        "chart": curves.draw(panel),
+                    }
+                    for panel in found
+                ],
+            }
+            for title, found in curves.panels(report.get("history", {}), steps).items()
+        ],
+        times=times.table(report.get("stages", ())),
+        settings=readable(report.get("settings", "")),
+        versions=report.get("versions", {}),
+    )
+
+
+def _seeds(report: Report) -> dict[str, Mapping[str, Mapping[str, Any]]]:
+    """Return seed to model to metric to the figure over all languages; a run is one seed."""
+    if report.get("overall"):
+        return dict(report["overall"])
+    return {
+        str(report.get("seed", 0)): {
+            model: {metric: figure["overall"] for metric, figure in figures.items()}
+            for model, figures in report["models"].items()
+        }
+    }
+
+
+def _codes(models: Mapping[str, Any]) -> list[str]:
+    return sorted(
+        {
+            code
+            for figures in models.values()
+            for figure in figures.values()
+            for code in figure.get("by_language", {})
+        }
+    )
+
+
+def _gains(report: Report, steps: Sequence[str], seeds: Any) -> list[dict[str, Any]]:
+    opponent = report["opponent"]
+    out = []
+    for metric, title in (
+        ("win_rate", f"Win rate against {label(opponent)}"),
+        ("correct", "Correct answers"),
+    ):
+        if not any(metric in figures for m in seeds.values() for figures in m.values()):
+            continue
+        line: tuple[float, str] | None = (0.5, "50%: as good as the opponent")
+        if metric == "correct":
+            known = [m[opponent][metric]["value"] for m in seeds.values() if opponent in m]
+            value = sum(known) / len(known) if known else 0.0
+            line = (value, f"{label(opponent)}") if known else None
+        chart = gains.gain_chart(metric, title, steps, seeds, opponent=opponent, line=line)
+        out.append({"title": title, "meaning": METRICS[metric][1], "chart": chart})
+    return out
+
+
+def _claims(comparisons: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the claims in order, each with the comparisons of its metrics."""
+    spans = {
+        metric: intervals.span_of([c for c in comparisons if c["metric"] == metric])
+        for metric in {c["metric"] for c in comparisons}
+    }
+    claims: dict[str, list[dict[str, Any]]] = {}
+    arms: dict[str, list[str]] = {}
+    for comparison in comparisons:
+        metric = comparison["metric"]
+        figures = comparison["difference"].values()
+        shown = sum(f["low"] > 0 for f in figures)
+        against = sum(f["high"] < 0 for f in figures)
+        verdict = "mixed"
+        if shown == len(figures):
+            verdict = "shown"
+        elif against == len(figures):
+            verdict = "opposite"
+        elif not shown and not against:
+            verdict = "open"
+        arms[comparison["claim"]] = [label(arm) for arm in comparison["arms"]]
+        claims.setdefault(comparison["claim"], []).append(
+            {
+                "question": comparison["question"],
+                "unit": "difference of rewards" if metric in REWARDS else "difference in points",
+                "verdict": comparison["verdict"],
+                "state": verdict,
+                "chart": intervals.forest(comparison, spans[metric]),
+                "rows": [
+                    {
+                        "seed": seed,
+                        "arms": [
+                            figure_text(metric, comparison["seeds"][seed][arm])
+                            for arm in comparison["arms"]
+                        ],
+                        "difference": difference_text(metric, figure),
+                    }
+                    for seed, figure in comparison["difference"].items()
+                ],
+            }
+        )
+    return [{"claim": c, "arms": arms[c], "comparisons": found} for c, found in claims.items()]
+
+
+def _kinds(models: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the map of correct answers by kind of task, if the prompts have kinds."""
+    kinds = sorted({k for m in models.values() for k in m.get("correct", {}).get("by_kind", {})})
+    if not kinds:
+        return None
+    names = {kind: kind.replace("_", " ") for kind in kinds}
+    return heatmap.heat_map(models, "correct", kinds, names, part="by_kind")
+
+
+def _table(models: Mapping[str, Any], steps: Sequence[str]) -> dict[str, Any]:
+    metrics = [m for m in METRICS if any(m in figures for figures in models.values())]
+    return {
+        "columns": [METRICS[m][0] for m in metrics],
+        "rows": [
+            {
+                "model": name,
+                "on_path": name in steps,
+                "cells": [
+                    {
+                        "value": value_of(m, figures[m]["overall"]),
+                        "interval": interval_of(m, figures[m]["overall"]),
+                        "sure": m in WIN_RATES and excludes(figures[m]["overall"], 0.5),
+                    }
+                    if m in figures
+                    else None
+                    for m in metrics
+                ],
+            }
+            for name, figures in models.items()
+        ],
+    }
+
+
+def _seed_tables(seeds: Any, models: Mapping[str, Any]) -> list[dict[str, Any]]:
+    out = []
+    for metric, (name, meaning) in METRICS.items():
+        rows = [
+            {
+                "model": model,
+                "cells": [
+                    figure_text(metric, m[model][metric]) if metric in m.get(model, {}) else None
+                    for m in seeds.values()
+                ],
+            }
+            for model in models
+        ]
+        rows = [row for row in rows if any(row["cells"])]
+        if rows:
+            out.append({"metric": metric, "label": name, "meaning": meaning, "rows": rows})
+    return out
+
+
+def _routing(by_router: Mapping[str, Any], languages: Mapping[str, Any]) -> dict[str, Any] | None:
+    routers = [r for r in [*ROUTERS, *by_router] if r in by_router]
+    if not routers:
+        return None
+    routers = list(dict.fromkeys(routers))
+    teachers = routing.teachers_of(by_router)
+    order = routing.grouped(by_router[routers[0]], teachers)
+    order += sorted({c for r in by_router.values() for c in r} - set(order))
+    tables = []
+    for router in routers:
+        rows = routing.routing_table(by_router[router], order, teachers)
+        tables.append(
+            {
+                "router": router,
+                "label": ROUTERS.get(router, label(router)),
+                "rows": rows,
+                "totals": routing.totals(rows, teachers),
+            }
+        )
+    names = {code: language_name(code, languages) for code in order}
+    return {"teachers": [label(t) for t in teachers], "names": names, "tables": tables}
