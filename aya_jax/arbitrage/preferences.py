@@ -11,6 +11,7 @@ import gin
 from aya_jax.data.atlas import check, poor_completions
 from aya_jax.data.files import stable_hash
 from aya_jax.data.records import Record
+from aya_jax.errors import AyaError
 
 FAULTS = ("wrong", "wrong_language", "slip", "translationese", "truncated")
 
@@ -65,6 +66,9 @@ def preference_pairs(
       faults: which kinds of poor completions to make.
       per_record: make at most so many a record, drawn by the seed.
       seed: of all draws.
+
+    Raises:
+      AyaError: a record has neither.
     """
     pairs = []
     by_language: dict[str | None, list[int]] = {}
@@ -75,6 +79,11 @@ def preference_pairs(
         if "chosen" in record and "rejected" in record:
             pairs.append(record)
             continue
+        if "completion" not in record:
+            raise AyaError(
+                f"record {record.get('id', record['prompt'][:40])!r}: a reward model learns from "
+                "'chosen' and 'rejected', or from a good 'completion'; add one or the other"
+            )
         if "concept" in record:
             made = poor_completions(record, seed=seed)
         else:
