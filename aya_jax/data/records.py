@@ -67,6 +67,20 @@ def _parse(line: bytes, where: str, required: Sequence[str]) -> Record:
                 raise AyaError(
                     f"{where}: field '{field}' has half of a surrogate pair; write both or none"
                 ) from None
+    return check_record(record, where, required)
+
+
+def check_record(record: Record, where: str, required: Sequence[str] = ("prompt",)) -> Record:
+    """Return the record, with `prompt` and `completion` filled in from its `messages`.
+
+    Args:
+      record: changed in place.
+      where: heads the message of an error, such as a file and line.
+      required: the fields that it must have.
+
+    Raises:
+      AyaError: a required field is missing, one has a wrong type, or the language is unknown.
+    """
     if "messages" in record:
         _read_messages(record, where)
     for field in required:

@@ -8,7 +8,7 @@ import gin
 
 from aya_jax.data import atlas
 from aya_jax.data.files import fingerprint_file
-from aya_jax.data.records import Record, read_records
+from aya_jax.data.records import Record, check_record, read_records
 from aya_jax.errors import AyaError
 
 TFDS_PREFIX = "tfds:"
@@ -65,7 +65,7 @@ def _from_tfds(name: str, split: str, data_dir: str | None) -> list[Record]:
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:160]
         raise AyaError(f"tfds:{name}: cannot be read ({reason}); prepare it first") from None
-    return [_plain(row) for row in data]
+    return [check_record(_plain(row), f"tfds:{name}: record {i}") for i, row in enumerate(data)]
 
 
 def _plain(row: dict[str, Any]) -> Record:
