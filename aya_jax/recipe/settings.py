@@ -14,6 +14,9 @@ from aya_jax.errors import AyaError, nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# gin would also look for a file among Python's packages, and tell on stderr that it is not there.
+del gin_config._FILE_READERS[1:]
+
 
 def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
     """Read gin files, then single bindings over them.
