@@ -199,7 +199,6 @@ def draw(panel: Panel) -> Markup:
     told = ", ".join(f"{label(n)} ends at {p[-1][1]:.3g}" for n, p in panel.lines.items())
     return tag(
         "svg",
-        tag("title", title),
         *parts,
         class_="curve",
         viewBox=f"0 0 {short(WIDTH)} {short(HEIGHT)}",

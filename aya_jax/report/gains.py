@@ -25,7 +25,7 @@ def gain_chart(
     seeds: Mapping[str, Mapping[str, Mapping[str, Any]]],
     *,
     opponent: str,
-    line: tuple[float, str] | None,
+    line: float | None,
 ) -> Markup:
     """Return the chart of one metric: a column with its 95% interval for each step and seed.
 
@@ -35,55 +35,43 @@ def gain_chart(
       steps: models in the recipe's order.
       seeds: seed to model to metric to figure.
       opponent: a step of its own colour; against itself its win rate is half by definition.
-      line: a value to draw a line at, and what it means.
+      line: a share to draw a dashed line at.
     """
-    parts = [_axis()]
+    marks, texts, told = [_axis()], [], []
     before: float | None = None
     for i, model in enumerate(steps):
-        figures = {seed: models.get(model, {}).get(metric) for seed, models in seeds.items()}
-        middle = (i + 0.5) / len(steps)
-        foot = wrapped(label(model), 10)
-        found = {seed: figure for seed, figure in figures.items() if figure}
-        value = None
+        found = {s: m[model][metric] for s, m in seeds.items() if metric in m.get(model, {})}
+        middle, value = (i + 0.5) / len(steps), None
         if found:
-            value = sum(f["value"] for f in found.values()) / len(found)
-            parts.append(_columns(model, metric, found, middle, len(steps), model == opponent))
+            value = sum(figure["value"] for figure in found.values()) / len(found)
+            marks.append(_columns(model, metric, found, middle, len(steps), model == opponent))
         elif metric == "win_rate" and model == opponent:
             value = 0.5
-            parts.append(_reference(middle, len(steps)))
-        if value is not None:
-            top = max([f["high"] for f in found.values()], default=value)
-            shown = percent(value)
-            parts.append(
-                tag(
-                    "text",
-                    shown,
-                    x=across(middle),
-                    y=y_of(top) - 8,
-                    class_="value",
-                    text_anchor="middle",
-                )
-            )
-        name = lines(
-            foot, x=across(middle), y=TOP + HEIGHT + 17, class_="step", text_anchor="middle"
+            marks.append(_reference(middle, len(steps)))
+        name = wrapped(label(model), 9)
+        texts.append(lines(name, y=y_of(0) + 17, class_="step", **_centred(middle)))
+        if value is None:
+            continue
+        told.append(f"{label(model)} {percent(value)}")
+        top = max([figure["high"] for figure in found.values()], default=value)
+        texts.append(
+            tag("text", percent(value), y=y_of(top) - 8, class_="value halo", **_centred(middle))
         )
-        parts.append(name)
-        if value is not None and before is not None:
+        if before is not None:
             change = number(100 * (value - before), 1, sign=True)
-            parts.append(
-                tag(
-                    "text",
-                    change,
-                    x=across(middle),
-                    y=TOP + HEIGHT + FOOT - 4,
-                    class_="change",
-                    text_anchor="middle",
-                )
+            texts.append(
+                tag("text", change, y=y_of(0) + FOOT - 4, class_="change", **_centred(middle))
             )
-        before = before if value is None else value
-    if line:
-        parts.append(_line(*line))
-    return chart(title, *parts, height=TOP + HEIGHT + FOOT, class_="gains")
+        before = value
+    if line is not None:
+        y = y_of(line)
+        marks.append(tag("line", x1="0", x2="100%", y1=y, y2=y, class_="reference"))
+    told_title = f"{title}: {', '.join(told)}"
+    return chart(told_title, *marks, *texts, height=y_of(0) + FOOT, class_="gains")
+
+
+def _centred(x: float) -> dict[str, str]:
+    return {"x": across(x), "text_anchor": "middle"}
 
 
 def _axis() -> Markup:
@@ -158,13 +146,4 @@ def _reference(middle: float, steps: int) -> Markup:
         y=y_of(0.5),
         height=HEIGHT / 2,
         class_="column outline",
-    )
-
-
-def _line(value: float, meaning: str) -> Markup:
-    y = y_of(value)
-    return tag(
-        "g",
-        tag("line", x1="0", x2="100%", y1=y, y2=y, class_="reference"),
-        tag("text", meaning, x="4", y=y - 6, class_="meaning halo", text_anchor="start"),
     )

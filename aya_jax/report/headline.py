@@ -35,7 +35,7 @@ def sentence(final: str, opponent: str, seeds: Seeds) -> str:
             verb = "beats" if figure["low"] > 0.5 else "loses to"
             meaning = "excludes 50%"
         return (
-            f"The recipe’s final model, {ours}, {verb} {theirs} with a win rate of "
+            f"The recipe’s final model, {ours}, {verb} the fixed opponent, {theirs}, with a win rate of "
             f"{value_of('win_rate', figure)} on {figure['n']} prompts; the 95% interval "
             f"{interval_of('win_rate', figure)} {meaning}."
         )
@@ -43,7 +43,7 @@ def sentence(final: str, opponent: str, seeds: Seeds) -> str:
     worse = sum(figure["high"] < 0.5 for figure in found.values())
     rates = ", ".join(value_of("win_rate", figure) for figure in found.values())
     text = (
-        f"The recipe’s final model, {ours}, beats {theirs} in {better} of {len(found)} seeds with "
+        f"The recipe’s final model, {ours}, beats the fixed opponent, {theirs}, in {better} of {len(found)} seeds with "
         f"a 95% interval that excludes 50% (win rates {rates})"
     )
     return text + (f", and loses to it in {worse}." if worse else ".")

@@ -25,6 +25,7 @@ from aya_jax.report.words import (
 )
 
 Report = Mapping[str, Any]
+REWARD_MODELS = {"reward": "reward model", "judge": "unused judge"}
 
 
 @cache
@@ -74,25 +75,11 @@ def render(report: Report) -> str:
         kinds=_kinds(models),
         table=_table(models, steps),
         seed_tables=_seed_tables(seeds, models) if len(seeds) > 1 else [],
-        routing=_routing(report.get("routing", {}), languages),
+        routing=_routing(report, languages),
         samples=samples.by_language(report.get("samples", ()), steps, languages),
         graph=lineage.graph(made, report["final"]) if report["final"] in made else None,
         origins=lineage.rows(made),
-        reward_models=[
-            {
-                "label": {"reward": "Reward model", "judge": "Unused judge"}.get(name, label(name)),
-                "note": {
-                    "reward": "Ranks the teachers’ and the models’ answers in training.",
-                    "judge": "Trained on other prompts, never used in training; decides win rates.",
-                }.get(name, ""),
-                "chart": intervals.pair_accuracy(
-                    figure,
-                    sorted(figure["by_language"]),
-                    {c: language_name(c, languages) for c in figure["by_language"]},
-                ),
-            }
-            for name, figure in report.get("reward_models", {}).items()
-        ],
+        reward_models=_reward_models(report.get("reward_models", {}), languages),
         curves=[
             {
                 "title": title,
@@ -145,13 +132,21 @@ def _gains(report: Report, steps: Sequence[str], seeds: Any) -> list[dict[str, A
     ):
         if not any(metric in figures for m in seeds.values() for figures in m.values()):
             continue
-        line: tuple[float, str] | None = (0.5, "50%: as good as the opponent")
+        line: float | None = 0.5
+        meaning = "50%, as good as the opponent"
         if metric == "correct":
             known = [m[opponent][metric]["value"] for m in seeds.values() if opponent in m]
-            value = sum(known) / len(known) if known else 0.0
-            line = (value, f"{label(opponent)}") if known else None
+            line = sum(known) / len(known) if known else None
+            meaning = f"as often as {label(opponent)}"
         chart = gains.gain_chart(metric, title, steps, seeds, opponent=opponent, line=line)
-        out.append({"title": title, "meaning": METRICS[metric][1], "chart": chart})
+        out.append(
+            {
+                "title": title,
+                "meaning": METRICS[metric][1],
+                "line": meaning if line is not None else "",
+                "chart": chart,
+            }
+        )
     return out
 
 
@@ -251,12 +246,22 @@ def _seed_tables(seeds: Any, models: Mapping[str, Any]) -> list[dict[str, Any]]:
     return out
 
 
-def _routing(by_router: Mapping[str, Any], languages: Mapping[str, Any]) -> dict[str, Any] | None:
-    routers = [r for r in [*ROUTERS, *by_router] if r in by_router]
+def _reward_models(found: Mapping[str, Any], languages: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not found:
+        return None
+    models = {REWARD_MODELS.get(name, label(name)): figures for name, figures in found.items()}
+    codes = sorted({code for figures in models.values() for code in figures["by_language"]})
+    names = {code: language_name(code, languages) for code in codes}
+    return {"models": list(models), "chart": intervals.pair_accuracy(models, names)}
+
+
+def _routing(report: Report, languages: Mapping[str, Any]) -> dict[str, Any] | None:
+    by_router = report.get("routing", {})
+    routers = [r for r in dict.fromkeys([*ROUTERS, *by_router]) if r in by_router]
     if not routers:
         return None
-    routers = list(dict.fromkeys(routers))
-    teachers = routing.teachers_of(by_router)
+    trained = [stage["name"].removeprefix("teacher.") for stage in report.get("stages", ())]
+    teachers = routing.teachers_of(by_router, trained)
     order = routing.grouped(by_router[routers[0]], teachers)
     order += sorted({c for r in by_router.values() for c in r} - set(order))
     tables = []

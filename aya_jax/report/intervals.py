@@ -1,6 +1,6 @@
 """Dots with their 95% intervals: reward models by language, and the differences of a study."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -8,20 +8,30 @@ from markupsafe import Markup
 from aya_jax.report.svg import across, chart, tag, ticks
 from aya_jax.report.words import (
     REWARDS,
+    Figure,
     difference_text,
     excludes,
     figure_text,
     label,
     number,
-    percent,
 )
 
-ROW, TOP, FOOT = 24.0, 8.0, 24.0
+ROW, TOP, FOOT = 25.0, 8.0, 24.0
+
+
+# One shape and side of the row a reward model, so that neither needs its colour.
+SHAPES = ("round", "square")
 
 
 def _interval(
-    figure: Mapping[str, float], x: Any, y: float, kind: str, title: str, **data: Any
+    figure: Figure, x: Callable[[float], float], y: float, kind: str, title: str, **data: str
 ) -> Markup:
+    """An interval as a line and its value as a dot, or as a square if `kind` has that word."""
+    middle = across(x(figure["value"]))
+    point = tag("circle", cx=middle, cy=y, r=4.5, class_=f"point {kind}", **data)
+    if "square" in kind.split():
+        place = {"x": middle, "y": y - 4, "transform": "translate(-4)"}
+        point = tag("rect", width=8, height=8, class_=f"point {kind}", **place, **data)
     return tag(
         "g",
         tag("title", title),
@@ -33,33 +43,60 @@ def _interval(
             y2=y,
             class_=f"range {kind}",
         ),
-        tag("circle", cx=across(x(figure["value"])), cy=y, r=4.5, class_=f"point {kind}", **data),
+        point,
     )
 
 
-def pair_accuracy(
-    accuracy: Mapping[str, Any], order: Sequence[str], names: Mapping[str, str]
-) -> Markup:
-    """Return a reward model's share of held-out pairs ranked right, one row a language.
+def pair_accuracy(models: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> Markup:
+    """Return reward models' shares of held-out pairs ranked right: a row a language, all first.
 
-    The row of all languages comes first; the line at one half is guessing.
+    Args:
+      models: one or two reward models' figures, by what the models are called.
+      names: of the languages, in the order of the rows.
     """
-    rows = [("all", accuracy["overall"])]
-    rows += [(c, accuracy["by_language"][c]) for c in order if c in accuracy["by_language"]]
+    rows = {"all": "All languages", **names}
     bottom = TOP + ROW * len(rows)
-    parts = _grid([0.0, 0.25, 0.5, 0.75, 1.0], lambda v: v, bottom, lambda v: f"{100 * v:.0f}%")
+    marks = [0.0, 0.25, 0.5, 0.75, 1.0]
+    parts = _grid(marks, lambda v: v, bottom, lambda v: f"{100 * v:.0f}%")
     parts.append(tag("line", x1="50%", x2="50%", y1=TOP, y2=bottom, class_="reference"))
-    for i, (code, figure) in enumerate(rows):
-        y = TOP + ROW * (i + 0.5)
-        name = "All languages" if code == "all" else names.get(code, code)
-        kind = "overall" if code == "all" else "plain"
+    for i, (code, name) in enumerate(rows.items()):
+        middle = TOP + ROW * (i + 0.5)
+        strong = " strong" if code == "all" else ""
         shown = "All" if code == "all" else name
-        parts.append(tag("text", shown, x="-10", y=y + 4, class_="row-name", text_anchor="end"))
-        title = f"{name}: {figure_text('correct', figure)}, {figure['n']} pairs"
-        parts.append(_interval(figure, lambda v: v, y, kind, title, data_language=code))
-        value = percent(figure["value"])
-        parts.append(tag("text", value, x="100%", dx="10", y=y + 4, class_="row-value"))
-    return chart("Held-out pairs ranked right, by language", *parts, height=bottom + FOOT)
+        parts.append(
+            tag(
+                "text",
+                shown,
+                x="-10",
+                y=middle + 4,
+                class_=f"row-name{strong}",
+                text_anchor="end",
+            )
+        )
+        for k, ((model, figures), shape) in enumerate(zip(models.items(), SHAPES, strict=False)):
+            figure = figures["overall"] if code == "all" else figures["by_language"].get(code)
+            if figure is None:
+                continue
+            y = middle + 9 * (k - (len(models) - 1) / 2)
+            title = f"{model}, {name}: {figure_text('correct', figure)}, {figure['n']} pairs"
+            kind = f"{shape}{strong}"
+            parts.append(
+                _interval(figure, lambda v: v, y, kind, title, data_model=model, data_language=code)
+            )
+            parts.append(
+                tag(
+                    "text",
+                    f"{100 * figure['value']:.0f}",
+                    x="100%",
+                    dx=34 + 40 * k,
+                    y=middle + 4,
+                    class_=f"row-value {shape}{strong}",
+                    text_anchor="end",
+                )
+            )
+    told = ", ".join(f"{m} {figure_text('correct', f['overall'])}" for m, f in models.items())
+    title = f"Held-out pairs ranked right, by language; all: {told}"
+    return chart(title, *parts, height=bottom + FOOT, class_="accuracy")
 
 
 def span_of(comparisons: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
@@ -85,6 +122,7 @@ def forest(comparison: Mapping[str, Any], span: tuple[float, float]) -> Markup:
         digits = 0 if abs(scaled - round(scaled)) < 1e-6 else 2 if metric in REWARDS else 1
         return number(scaled, digits, sign=True)
 
+    told: list[str] = []
     parts = _grid(ticks(low, high, 4), x, bottom, shown)
     parts.append(
         tag("line", x1=across(x(0)), x2=across(x(0)), y1=TOP - 4, y2=bottom, class_="reference")
@@ -94,17 +132,23 @@ def forest(comparison: Mapping[str, Any], span: tuple[float, float]) -> Markup:
         kind = "unsure"
         if excludes(figure, 0.0):
             kind = "for" if figure["low"] > 0 else "against"
+        told.append(f"seed {seed} {difference_text(metric, figure)}")
         title = f"seed {seed}: {difference_text(metric, figure)}"
         parts.append(
             tag("text", f"seed {seed}", x="-10", y=y + 4, class_="row-name", text_anchor="end")
         )
         parts.append(_interval(figure, x, y, kind, title, data_seed=seed))
     ours, theirs = (label(arm) for arm in comparison["arms"])
-    title = f"{ours} minus {theirs}: {comparison['question']}"
+    title = f"{ours} minus {theirs}, {comparison['question']}: {'; '.join(told)}"
     return chart(title, *parts, height=bottom + FOOT, class_="forest")
 
 
-def _grid(marks: Sequence[float], x: Any, bottom: float, shown: Any) -> list[Markup]:
+def _grid(
+    marks: Sequence[float],
+    x: Callable[[float], float],
+    bottom: float,
+    shown: Callable[[float], str],
+) -> list[Markup]:
     parts = []
     for mark in marks:
         place = across(x(mark))

@@ -1,6 +1,6 @@
 """How a model came to be: the graph of its trainings and merges, drawn from the top down."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from markupsafe import Markup
@@ -9,7 +9,7 @@ from aya_jax.report.svg import across, chart, lines, tag, wrapped
 from aya_jax.report.words import label
 
 Lineage = Mapping[str, Mapping[str, Any]]
-ROW, NODE = 86.0, 42.0
+ROW, NODE = 90.0, 54.0
 METHODS = {"pretrain": "pre-training", "sft": "SFT", "dpo": "DPO", "reward": "reward model"}
 
 
@@ -18,7 +18,7 @@ def method_name(entry: Mapping[str, Any] | None) -> str:
     if entry is None:
         return "given"
     method = str(entry.get("method", ""))
-    return METHODS.get(method, f"{label(method).replace('linear', 'linear')} merge")
+    return METHODS.get(method, f"{label(method)} merge")
 
 
 def ancestry(lineage: Lineage, model: str) -> list[list[str]]:
@@ -58,7 +58,7 @@ def graph(lineage: Lineage, model: str) -> Markup:
             kind = "edge" if weight is None else "edge merged"
             edges.append(tag("line", x1=across(from_x), x2=across(x), y1=y1, y2=y2, class_=kind))
             if weight is not None:
-                at = 0.36
+                at = 0.4
                 edges.append(
                     tag(
                         "text",
@@ -78,10 +78,9 @@ def graph(lineage: Lineage, model: str) -> Markup:
 def _node(name: str, entry: Mapping[str, Any] | None, x: float, top: float, width: float) -> Markup:
     method = method_name(entry)
     kind = "merge" if method.endswith("merge") else str((entry or {}).get("method", "given"))
-    shown = label(name.partition(".")[2] or name)
-    texts = [*wrapped(shown, 16)[:2], method] if len(shown) <= 12 else wrapped(shown, 12)[:2]
-    step = 13.0
-    first = top + NODE / 2 + 4 - step * (len(texts) - 1) / 2
+    texts = wrapped(label(name.partition(".")[2] or name), 14)[:2]
+    step = 13.5
+    first = top + NODE / 2 + 4 - step * len(texts) / 2
     return tag(
         "g",
         tag("title", f"{label(name)}: {method}"),
@@ -96,6 +95,14 @@ def _node(name: str, entry: Mapping[str, Any] | None, x: float, top: float, widt
             data_node=name,
         ),
         lines(texts, x=across(x), y=first, step=step, class_="node-name", text_anchor="middle"),
+        tag(
+            "text",
+            method,
+            x=across(x),
+            y=first + step * len(texts),
+            class_="node-method",
+            text_anchor="middle",
+        ),
     )
 
 
@@ -112,8 +119,3 @@ def rows(lineage: Lineage) -> list[dict[str, Any]]:
         }
         for name, entry in lineage.items()
     ]
-
-
-def merges(lineage: Lineage, names: Sequence[str]) -> list[str]:
-    """Return which of the models are merges."""
-    return [n for n in names if n in lineage and method_name(lineage[n]).endswith("merge")]

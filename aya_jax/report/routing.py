@@ -25,9 +25,13 @@ def routing_table(
     return rows
 
 
-def teachers_of(routing: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[str]:
-    """Return every teacher that any router chose, in the order of their names."""
-    return sorted({t for router in routing.values() for won in router.values() for t in won})
+def teachers_of(
+    routing: Mapping[str, Mapping[str, Mapping[str, int]]], order: Sequence[str]
+) -> list[str]:
+    """Return every teacher that any router chose: those in `order` as there, then by name."""
+    chosen = {t for router in routing.values() for won in router.values() for t in won}
+    first = [teacher for teacher in order if teacher in chosen]
+    return [*first, *sorted(chosen - set(first))]
 
 
 def grouped(counts: Mapping[str, Mapping[str, int]], teachers: Sequence[str]) -> list[str]:

@@ -41,7 +41,6 @@ def chart(title: str, *children: Content, height: float, class_: str = "") -> Ma
     """Return a chart that fills its box's width; what hangs over its sides stays visible."""
     return tag(
         "svg",
-        tag("title", title),
         *children,
         class_=f"chart {class_}".strip(),
         width="100%",

@@ -1,8 +1,9 @@
 """How the page names things and writes numbers: the same way everywhere."""
 
 from collections.abc import Mapping
+from typing import Any
 
-Figure = Mapping[str, float]
+Figure = Mapping[str, Any]
 
 # Metrics in the order in which they are shown: what they are called and what they mean.
 METRICS = {
