@@ -59,9 +59,11 @@ def panels(history: History, steps: Sequence[str]) -> dict[str, list[Panel]]:
         else:
             tuned[stage] = curves
     groups = {
-        "Base model": _of_metrics("base model", base, ["loss"]),
-        "Teachers": _of_metrics("teachers", teachers, ["loss"]),
-        "Reward models": _of_metrics("reward models", rewards, METRICS),
+        "Base model, teachers and reward models": [
+            *_of_metrics("base model", base, ["loss"]),
+            *_of_metrics("teachers", teachers, ["loss"]),
+            *_of_metrics("reward models", rewards, list(METRICS)),
+        ],
         "Fine-tuning of the clusters": [
             panel
             for model, parts in _by_model(tuned).items()
@@ -80,7 +82,7 @@ def _points(curve: Sequence[Sequence[float]], offset: float = 0.0) -> Points:
     return [(offset + step, value) for step, value in curve if math.isfinite(value)]
 
 
-def _of_metrics(title: str, parts: Mapping[str, Any], metrics: Sequence[str] | dict) -> list[Panel]:
+def _of_metrics(title: str, parts: Mapping[str, Any], metrics: Sequence[str]) -> list[Panel]:
     out = []
     for metric in metrics:
         lines = {name: _points(c[metric]) for name, c in parts.items() if metric in c}

@@ -1,10 +1,11 @@
 """What a run shows, in one sentence, and the few figures that stand above the page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aya_jax.report.words import (
     METRICS,
+    Figure,
     excludes,
     figure_text,
     interval_of,
@@ -13,40 +14,58 @@ from aya_jax.report.words import (
 )
 
 Seeds = Mapping[str, Mapping[str, Mapping[str, Any]]]
+FIELDS = {"win_rate": "under the unused judge", "checker_win_rate": "on correct answers"}
 TILES = ("win_rate", "checker_win_rate", "correct", "right_language")
 
 
 def sentence(final: str, opponent: str, seeds: Seeds) -> str:
     """Say how the final model did against the fixed opponent, and whether that is told apart.
 
+    Both judges have their say, so that a model that only pleases the one is not praised.
+
     Args:
       final, opponent: names of models.
       seeds: seed to model to metric to the figure over all languages.
     """
     ours, theirs = label(final), label(opponent)
-    found = {s: m[final]["win_rate"] for s, m in seeds.items() if "win_rate" in m.get(final, {})}
-    if final == opponent or not found:
+    clauses: list[tuple[str, str]] = []
+    for metric, field in FIELDS.items():
+        found = [m[final][metric] for m in seeds.values() if metric in m.get(final, {})]
+        if found and final != opponent:
+            clauses.append(_one(metric, found[0]) if len(found) == 1 else _many(metric, found))
+            stance, text = clauses[-1]
+            clauses[-1] = (stance, text.format(field=field))
+    if not clauses:
         return f"The final model is {ours}; there is no other model to set it against."
-    if len(found) == 1:
-        figure = next(iter(found.values()))
-        verb = "does about as well as"
-        meaning = "includes 50%, so the two are not told apart"
-        if excludes(figure, 0.5):
-            verb = "beats" if figure["low"] > 0.5 else "loses to"
-            meaning = "excludes 50%"
-        return (
-            f"The recipe’s final model, {ours}, {verb} the fixed opponent, {theirs}, with a win rate of "
-            f"{value_of('win_rate', figure)} on {figure['n']} prompts; the 95% interval "
-            f"{interval_of('win_rate', figure)} {meaning}."
-        )
-    better = sum(figure["low"] > 0.5 for figure in found.values())
-    worse = sum(figure["high"] < 0.5 for figure in found.values())
-    rates = ", ".join(value_of("win_rate", figure) for figure in found.values())
-    text = (
-        f"The recipe’s final model, {ours}, beats the fixed opponent, {theirs}, in {better} of {len(found)} seeds with "
-        f"a 95% interval that excludes 50% (win rates {rates})"
+    text = f"The recipe’s final model, {ours}, {clauses[0][1]}".replace(
+        "{them}", f"the fixed opponent, {theirs},"
     )
-    return text + (f", and loses to it in {worse}." if worse else ".")
+    for stance, clause in clauses[1:]:
+        joint = " and " if stance == clauses[0][0] else ", but "
+        text += joint + clause.replace("{them}", "it")
+    return f"{text}."
+
+
+def _one(metric: str, figure: Figure) -> tuple[str, str]:
+    verb = "is not told apart from"
+    if excludes(figure, 0.5):
+        verb = "beats" if figure["low"] > 0.5 else "loses to"
+    meaning = "includes" if verb.startswith("is") else "excludes"
+    value, interval = value_of(metric, figure), interval_of(metric, figure)
+    return verb, (
+        f"{verb} {{{{them}}}} {{field}} (wins {value} of {figure['n']:,}; the 95% interval "
+        f"{interval} {meaning} 50%)"
+    )
+
+
+def _many(metric: str, figures: Sequence[Figure]) -> tuple[str, str]:
+    better = sum(figure["low"] > 0.5 for figure in figures)
+    worse = sum(figure["high"] < 0.5 for figure in figures)
+    rates = ", ".join(f"{value_of(metric, f)} {interval_of(metric, f)}" for f in figures)
+    verb = f"beats {{{{them}}}} {{field}} in {better} of {len(figures)} seeds"
+    if worse:
+        verb += f" and loses in {worse}"
+    return f"{better} {worse}", f"{verb} (95% intervals that exclude 50%; wins {rates})"
 
 
 def tiles(final: str, opponent: str, seeds: Seeds) -> list[dict[str, Any]]:

@@ -88,7 +88,7 @@ def pair_accuracy(models: Mapping[str, Mapping[str, Any]], names: Mapping[str, s
                     "text",
                     f"{100 * figure['value']:.0f}",
                     x="100%",
-                    dx=34 + 40 * k,
+                    dx=42 + 38 * k,
                     y=middle + 4,
                     class_=f"row-value {shape}{strong}",
                     text_anchor="end",
