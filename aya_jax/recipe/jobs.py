@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.errors import AyaError
 from aya_jax.evaluation.bootstrap import Figure, summarise
 from aya_jax.merging.merge import merge_trees
-from aya_jax.metrics import MetricWriter
+from aya_jax.metrics import HISTORY, MetricWriter, read_rows
 from aya_jax.model import Model
 from aya_jax.models.config import DecoderConfig, decoder_config
 from aya_jax.models.decoder import Batch, Params, init_params
@@ -59,23 +59,45 @@ def _silent(done: int, total: int, figures: Mapping[str, float]) -> None:
     """Report to nobody."""
 
 
+@dataclass(frozen=True)
+class Work:
+    """Where a job works, and whom it tells.
+
+    Attributes:
+      directory: becomes the model directory; a killed attempt's checkpoints are gone on from.
+      stage: the name in the model's lineage.
+      update: told the step, the number of steps and a few figures.
+      events: the folder of the TensorBoard events, none if absent.
+    """
+
+    directory: Path
+    stage: str
+    update: Update = _silent
+    events: Path | None = None
+
+
 def _fit(
     objective: Objective,
     start: Params,
     arrays: Mapping[str, np.ndarray],
     *,
-    work: Path,
-    update: Update,
-    events: Path | None,
-) -> tuple[Params, dict[str, Any]]:
-    """Train in `work`, resuming what is there; return the (averaged) parameters and figures."""
+    method: str,
+    data: Sequence[Record] | Sequence[str],
+    parent: Model | None,
+    tokenizer: Tokenizer,
+    work: Work,
+) -> dict[str, Any]:
+    """Train, and turn the work folder into a model directory; return the last step's figures.
+
+    The model is the uniform average of the last `merge_checkpoints.last` checkpoints.
+    """
     last = merge_checkpoints()
-    work.mkdir(parents=True, exist_ok=True)
-    store = TrainStore(work / "checkpoints", keep=max(2, last))
-    figures: dict[str, float] = {}
+    work.directory.mkdir(parents=True, exist_ok=True)
+    store = TrainStore(work.directory / "checkpoints", keep=max(2, last))
     lengths_of_row = [a.shape[1] for name, a in arrays.items() if name.endswith("tokens")]
-    clock = (store.latest_step() or 0, time.monotonic())
-    with MetricWriter(work, resume_step=store.latest_step() or 0, events=events) as metrics:
+    done = store.latest_step() or 0
+    clock = (done, time.monotonic())
+    with MetricWriter(work.directory, resume_step=done, events=work.events) as metrics:
 
         def observe(step: int, values: Mapping[str, float]) -> None:
             nonlocal clock
@@ -84,43 +106,40 @@ def _fit(
             speed = rows * sum(lengths_of_row) / max(now - clock[1], 1e-9)
             clock = (step, now)
             metrics.write(step, kept, timing={"tokens_per_second": speed})
-            figures.update(kept)
             shown = {name: kept[name] for name in SHOWN if name in kept}
-            update(step, int(values["total"]), {**shown, "tokens/s": speed})
+            work.update(step, int(values["total"]), {**shown, "tokens/s": speed})
 
         steps = train(objective, start, arrays, store=store, observe=observe)
-    params = merge_trees([store.load_params(step) for step in store.steps()[-last:]])
-    return params, {"steps": steps, **{n: figures[n] for n in SHOWN if n in figures}}
-
-
-def _finish(
-    work: Path,
-    config: dict[str, Any],
-    params: Params,
-    *,
-    stage: str,
-    method: str,
-    data: Sequence[Record] | Sequence[str],
-    parent: Model | None,
-    tokenizer: Tokenizer,
-) -> None:
-    """Turn the work folder into a model directory: its files in, the training checkpoints out."""
-    parents = []
-    if parent is not None:
-        name = parent.lineage.get("stage", "model")
-        print_of = parent.lineage.get("params_fingerprint")
-        parents.append({"path": name, "fingerprint": print_of, "weight": None})
+    averaged = store.steps()[-last:]
     lineage = {
-        "stage": stage,
+        "stage": work.stage,
         "kind": "train",
         "method": method,
-        "parents": parents,
+        "parents": [_as_parent(parent)] if parent is not None else [],
         "data": [fingerprint(list(data))],
         "examples": len(data),
+        "checkpoints": averaged,
     }
-    tokenizer.save(work)
-    fill_model(work, config=config, params=params, lineage=lineage)
-    shutil.rmtree(work / "checkpoints", ignore_errors=True)
+    tokenizer.save(work.directory)
+    fill_model(
+        work.directory,
+        config=objective.config.to_hf(reward=objective.reward_head),
+        params=merge_trees([store.load_params(step) for step in averaged]),
+        lineage=lineage,
+    )
+    shutil.rmtree(store.directory)
+    # From the file, which also has what a killed attempt wrote.
+    figures = read_rows(work.directory / HISTORY)[-1]
+    return {"steps": steps, **{name: figures[name] for name in SHOWN if name in figures}}
+
+
+def _as_parent(model: Model) -> dict[str, Any]:
+    lineage = model.lineage
+    return {
+        "path": lineage.get("stage", "model"),
+        "fingerprint": lineage.get("params_fingerprint"),
+        "weight": None,
+    }
 
 
 def _row_arrays(rows: Rows, prefix: str = "") -> dict[str, np.ndarray]:
@@ -131,10 +150,7 @@ def pretrain(
     lines: Sequence[str],
     tokenizer: Tokenizer,
     *,
-    work: Path,
-    stage: str,
-    update: Update = _silent,
-    events: Path | None = None,
+    work: Work,
 ) -> dict[str, Any]:
     """Train a fresh decoder (`decoder_config`) on plain text; fill `work` with the model."""
     config = replace(
@@ -146,18 +162,15 @@ def pretrain(
     )
     rows = text_rows(lines, tokenizer, length=lengths()[0])
     start = init_params(config, jax.random.key(new_model()))
-    params, figures = _fit(
-        SFT(config), start, _row_arrays(rows), work=work, update=update, events=events
-    )
-    _finish(
-        work,
-        config.to_hf(),
-        params,
-        stage=stage,
+    figures = _fit(
+        SFT(config),
+        start,
+        _row_arrays(rows),
         method="pretrain",
         data=lines,
         parent=None,
         tokenizer=tokenizer,
+        work=work,
     )
     return {"rows": len(rows.tokens), **figures}
 
@@ -166,27 +179,21 @@ def sft(
     model: Model,
     records: Sequence[Record],
     *,
-    work: Path,
-    stage: str,
-    update: Update = _silent,
-    events: Path | None = None,
+    work: Work,
 ) -> dict[str, Any]:
     """Fine-tune on `prompt` and `completion`, loss on completion tokens, packed rows."""
     limit = min(lengths()[0], model.config.max_position_embeddings)
     examples = [tokenize(r, model.tokenizer, field="completion", max_length=limit) for r in records]
     rows = pack(examples, length=limit)
-    params, figures = _fit(
-        SFT(model.config), model.params, _row_arrays(rows), work=work, update=update, events=events
-    )
-    _finish(
-        work,
-        model.config.to_hf(),
-        params,
-        stage=stage,
+    figures = _fit(
+        SFT(model.config),
+        model.params,
+        _row_arrays(rows),
         method="sft",
         data=records,
         parent=model,
         tokenizer=model.tokenizer,
+        work=work,
     )
     return {"examples": len(records), **figures}
 
@@ -244,11 +251,8 @@ def dpo(
     model: Model,
     pairs: Sequence[Record],
     *,
-    work: Path,
-    stage: str,
+    work: Work,
     reference: Model | None = None,
-    update: Update = _silent,
-    events: Path | None = None,
 ) -> dict[str, Any]:
     """Preference-train on `prompt`, `chosen` and `rejected`.
 
@@ -259,23 +263,15 @@ def dpo(
     for field in ("chosen", "rejected"):
         rows = Rows(*(arrays[f"{field}_{name}"] for name in Rows._fields))
         arrays[f"reference_{field}"] = sequence_logprobs(reference, rows)
-    params, figures = _fit(
+    figures = _fit(
         dpo_objective(model.config),
         model.params,
         arrays,
-        work=work,
-        update=update,
-        events=events,
-    )
-    _finish(
-        work,
-        model.config.to_hf(),
-        params,
-        stage=stage,
         method="dpo",
         data=pairs,
         parent=model,
         tokenizer=model.tokenizer,
+        work=work,
     )
     return {"pairs": len(pairs), **figures}
 
@@ -292,32 +288,21 @@ def reward(
     model: Model,
     pairs: Sequence[Record],
     *,
-    work: Path,
-    stage: str,
-    update: Update = _silent,
-    events: Path | None = None,
+    work: Work,
 ) -> dict[str, Any]:
     """Train a reward model by Bradley-Terry: the decoder of `model` with a scalar head."""
     start = dict(model.params)
     if not model.is_reward_model:
         start["score"] = init_params(model.config, jax.random.key(0), reward_head=True)["score"]
-    params, figures = _fit(
+    figures = _fit(
         reward_objective(model.config),
         start,
         _pair_arrays(model, pairs),
-        work=work,
-        update=update,
-        events=events,
-    )
-    _finish(
-        work,
-        model.config.to_hf(reward=True),
-        params,
-        stage=stage,
         method="reward",
         data=pairs,
         parent=model,
         tokenizer=model.tokenizer,
+        work=work,
     )
     return {"pairs": len(pairs), **figures}
 

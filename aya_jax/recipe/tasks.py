@@ -24,8 +24,8 @@ from aya_jax.recipe.stages import Context
 RECORDS = "records.jsonl"
 
 
-def _update(context: Context) -> jobs.Update:
-    return lambda done, total, figures: context.line.update(done, total, figures)
+def _work(context: Context) -> jobs.Work:
+    return jobs.Work(context.directory, context.name, context.line.update, context.events)
 
 
 def _records(context: Context, name: str) -> list[Record]:
@@ -51,10 +51,7 @@ def base(context: Context) -> dict[str, Any]:
     return jobs.pretrain(
         sources.text(),
         Tokenizer.load(context.inputs["tokenizer"]),
-        work=context.directory,
-        stage=context.name,
-        update=_update(context),
-        events=context.events,
+        work=_work(context),
     )
 
 
@@ -70,10 +67,7 @@ def teacher(context: Context, *, languages: Sequence[str]) -> dict[str, Any]:
     return jobs.sft(
         load(context.inputs["base"], reward=False),
         sources.records(languages=languages),
-        work=context.directory,
-        stage=context.name,
-        update=_update(context),
-        events=context.events,
+        work=_work(context),
     )
 
 
@@ -112,10 +106,7 @@ def reward(context: Context, *, half: int) -> dict[str, Any]:
     figures = jobs.reward(
         load(context.inputs["base"], reward=False),
         learnt,
-        work=context.directory,
-        stage=context.name,
-        update=_update(context),
-        events=context.events,
+        work=_work(context),
     )
     if held_out:
         accuracy = jobs.pair_accuracy(load(context.directory, reward=True), held_out)
@@ -157,10 +148,7 @@ def sft(context: Context, *, start: str, data: str, languages: Sequence[str]) ->
     return jobs.sft(
         load(context.inputs[start], reward=False),
         rows,
-        work=context.directory,
-        stage=context.name,
-        update=_update(context),
-        events=context.events,
+        work=_work(context),
     )
 
 
@@ -173,10 +161,7 @@ def dpo(context: Context, *, start: str, data: str, languages: Sequence[str]) ->
     return jobs.dpo(
         load(context.inputs[start], reward=False),
         rows,
-        work=context.directory,
-        stage=context.name,
-        update=_update(context),
-        events=context.events,
+        work=_work(context),
     )
 
 

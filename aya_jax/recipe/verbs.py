@@ -69,20 +69,15 @@ def train_verb(verb: str, model: str, data: str, out: str, reference: str | None
         place.parent.mkdir(parents=True, exist_ok=True)
     open_work(work, fingerprint(made_of))
     line = Terminal().stage(verb, 1, 1)
-
-    def update(done: int, total: int, figures: object) -> None:
-        line.update(done, total, figures)  # type: ignore[arg-type]
-
+    job_work = jobs.Work(work, verb, line.update)
     outcome = "stopped"
     try:
         with told_plainly(place):
             if verb == "dpo":
-                figures = jobs.dpo(
-                    start, records, work=work, stage=verb, reference=other, update=update
-                )
+                figures = jobs.dpo(start, records, work=job_work, reference=other)
             else:
                 job = jobs.sft if verb == "sft" else jobs.reward
-                figures = job(start, records, work=work, stage=verb, update=update)
+                figures = job(start, records, work=job_work)
             (work / MARK).unlink()
             commit_directory(work, place)
         outcome = "  ".join(f"{k} {v:.4g}" for k, v in figures.items()) + f"  {out}"
