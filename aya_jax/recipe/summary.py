@@ -92,10 +92,7 @@ def report_of(run: Finished) -> dict[str, Any]:
         "final": steps[-1],
         "opponent": opponent,
         "steps_of_recipe": [steps[0], opponent, *steps[1:]],
-        "models": {
-            name: summary(rows, marked[opponent] if name != opponent else None)
-            for name, rows in marked.items()
-        },
+        "models": {name: summary(rows, marked[opponent]) for name, rows in marked.items()},
         "stages": [
             {"name": name, "seconds": entry["seconds"], "figures": entry["figures"]}
             for name, entry in entries.items()
