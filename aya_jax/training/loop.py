@@ -92,6 +92,13 @@ def train(
         logical_rules(),
         accumulate,
     )
+    try:
+        program.batch_sharding.shard_shape((batch_size,))
+    except ValueError:
+        raise AyaError(
+            f"train.batch_size {batch_size} does not divide over the mesh "
+            f"{dict(program.batch_sharding.mesh.shape)}; give another size, or other device_mesh.*"
+        ) from None
     loader = Loader(arrays, batch_size=batch_size, seed=seed)
     # The step donates its state: start from a copy, the caller's parameters stay whole.
     state = program.init(jax.tree.map(jnp.array, params))
