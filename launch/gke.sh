@@ -29,7 +29,7 @@ NAME` goes on as well.
 
 example:
   launch/gke.sh --name aya --image europe-docker.pkg.dev/mine/aya/aya_jax --claim aya \
-    --tpu tpu-v5-lite-podslice --topology 2x4 --chips 8 configs/recipes/tiny.gin /work/runs/tiny
+    --tpu tpu-v5-lite-podslice --topology 2x2 --chips 4 configs/recipes/tiny.gin /work/runs/tiny
 TEXT
 }
 

@@ -32,7 +32,7 @@ or a folder on the hosts, which does not.
   --help               this text
 
 example:
-  launch/tpu_pod.sh --name aya --zone us-west4-a --type v5litepod-8 --spot \
+  launch/tpu_pod.sh --name aya --zone us-west4-a --type v5litepod-4 --spot \
     configs/recipes/tiny.gin gs://mine/runs/tiny
 TEXT
 }
