@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from aya_jax.report.svg import short, tag, ticks
+from aya_jax.report.svg import digits, short, tag, ticks
 from aya_jax.report.words import label, number
 
 History = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
@@ -29,11 +29,11 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Panel:
-    """One small chart: `lines` by name, `breaks` where one training of a chain ends."""
+    """One small chart: `lines` by name, in pieces; `breaks`: where each training of a chain begins."""
 
     title: str
     metric: str
-    lines: Mapping[str, Points]
+    lines: Mapping[str, list[Points]]
     breaks: Mapping[float, str]
 
 
@@ -70,9 +70,7 @@ def panels(history: History, steps: Sequence[str]) -> dict[str, list[Panel]]:
             for panel in _of_metrics(label(model), parts, ["loss"])
         ],
         "Preference training of the clusters": [
-            panel
-            for title, chain in _chains(_by_model(preferred), steps).items()
-            for panel in _chained(title, chain)
+            panel for chain in _chains(_by_model(preferred), steps) for panel in _chained(chain)
         ],
     }
     return {title: found for title, found in groups.items() if found}
@@ -85,8 +83,8 @@ def _points(curve: Sequence[Sequence[float]], offset: float = 0.0) -> Points:
 def _of_metrics(title: str, parts: Mapping[str, Any], metrics: Sequence[str]) -> list[Panel]:
     out = []
     for metric in metrics:
-        lines = {name: _points(c[metric]) for name, c in parts.items() if metric in c}
-        lines = {name: points for name, points in lines.items() if points}
+        curves = {name: _points(c[metric]) for name, c in parts.items() if metric in c}
+        lines = {name: [points] for name, points in curves.items() if points}
         if lines:
             out.append(Panel(title, metric, lines, {}))
     return out
@@ -100,30 +98,34 @@ def _by_model(stages: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return models
 
 
-def _chains(models: Mapping[str, Any], steps: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _chains(models: Mapping[str, Any], steps: Sequence[str]) -> list[dict[str, Any]]:
     """Return the recipe's own path as one chain, and every other numbered family as another."""
     chains: dict[str, dict[str, Any]] = {}
     for model, parts in models.items():
-        family = "the recipe" if model in steps else label(re.sub(r"_\d+$", "", model))
+        family = "" if model in steps else re.sub(r"_\d+$", "", model)
         chains.setdefault(family, {})[model] = parts
-    return chains
+    return list(chains.values())
 
 
-def _chained(title: str, chain: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
+def _chained(chain: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
     out = []
+    title = " to ".join(
+        dict.fromkeys(label(model) for model in (*list(chain)[:1], *list(chain)[-1:]))
+    )
     for metric in METRICS:
-        lines: dict[str, Points] = {}
+        lines: dict[str, list[Points]] = {}
         breaks: dict[float, str] = {}
         offset = 0.0
         for model, parts in chain.items():
-            breaks[offset] = label(model)
+            breaks[offset] = model
             for part, curves in parts.items():
-                lines.setdefault(part, []).extend(_points(curves.get(metric, []), offset))
+                points = _points(curves.get(metric, []), offset)
+                if points:
+                    lines.setdefault(part, []).append(points)
             offset += max(
                 (points[-1][0] for c in parts.values() for points in c.values() if points),
                 default=0.0,
             )
-        lines = {name: points for name, points in lines.items() if points}
         if lines:
             out.append(Panel(title, metric, lines, breaks))
     return out
@@ -131,10 +133,10 @@ def _chained(title: str, chain: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
 
 def draw(panel: Panel) -> Markup:
     """Return a panel's chart; its lines are labelled at their ends."""
-    every = [value for points in panel.lines.values() for _, value in points]
+    every = [v for pieces in panel.lines.values() for points in pieces for _, v in points]
     shares = panel.metric == "rewards/accuracies"
     marks = [0.0, 0.25, 0.5, 0.75, 1.0] if shares else ticks(min(every), max(every), 4)
-    last = max(points[-1][0] for points in panel.lines.values())
+    last = max(pieces[-1][-1][0] for pieces in panel.lines.values())
 
     def x(step: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * step / last
@@ -145,7 +147,7 @@ def draw(panel: Panel) -> Markup:
     parts = []
     for mark in marks:
         parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(mark), y2=y(mark), class_="grid"))
-        shown = f"{100 * mark:.0f}%" if shares else number(mark, _digits(marks))
+        shown = f"{100 * mark:.0f}%" if shares else number(mark, digits(marks))
         parts.append(
             tag("text", shown, x=LEFT - 6, y=y(mark) + 4, class_="tick", text_anchor="end")
         )
@@ -155,34 +157,23 @@ def draw(panel: Panel) -> Markup:
         )
     floor = HEIGHT - BOTTOM + 16
     if len(panel.breaks) > 1:
-        ends = [*panel.breaks, last]
-        for number_, (start, end) in enumerate(pairwise(ends)):
-            name = list(panel.breaks.values())[number_]
-            shown = (
-                name.split(" ")[0]
-                if number_ == 0 or not name[-1:].isdigit()
-                else name.split(" ")[-1]
-            )
-            parts.append(
-                tag(
-                    "text",
-                    shown,
-                    x=x((start + end) / 2),
-                    y=floor,
-                    class_="tick",
-                    text_anchor="middle",
-                )
-            )
+        places = [*panel.breaks, last]
+        for model, (start, end) in zip(panel.breaks.values(), pairwise(places), strict=True):
+            shown = label(model).replace(" DPO", "")
+            shown = shown if len(shown) < 10 else shown.split(" ")[-1]
+            middle = x((start + end) / 2)
+            parts.append(tag("text", shown, x=middle, y=floor, class_="tick", text_anchor="middle"))
     else:
         for step, anchor in ((0.0, "start"), (last, "end")):
             shown = f"{step:.0f}" if step == 0 else f"{step:.0f} steps"
             parts.append(tag("text", shown, x=x(step), y=floor, class_="tick", text_anchor=anchor))
-    ends = _spread([y(points[-1][1]) for points in panel.lines.values()])
-    for i, (name, points) in enumerate(panel.lines.items()):
-        end_x, end_y = x(points[-1][0]), y(points[-1][1])
+    ends = _spread([y(pieces[-1][-1][1]) for pieces in panel.lines.values()])
+    for i, (name, pieces) in enumerate(panel.lines.items()):
+        end_x, end_y = x(pieces[-1][-1][0]), y(pieces[-1][-1][1])
         series = f"s{i % SERIES}"
-        path = " ".join(f"{short(x(s), 1)},{short(y(v), 1)}" for s, v in points)
-        parts.append(tag("polyline", points=path, class_=f"line {series}", data_line=name))
+        for points in pieces:
+            path = " ".join(f"{short(x(s), 1)},{short(y(v), 1)}" for s, v in points)
+            parts.append(tag("polyline", points=path, class_=f"line {series}", data_line=name))
         parts.append(tag("circle", cx=end_x, cy=end_y, r=2.5, class_=f"dot {series}"))
         parts.append(
             tag(
@@ -198,7 +189,7 @@ def draw(panel: Panel) -> Markup:
             tag("text", label(name), x=WIDTH - RIGHT + 9, y=ends[i] + 4, class_=f"name {series}")
         )
     title = f"{panel.title}: {METRICS[panel.metric]} by training step"
-    told = ", ".join(f"{label(n)} ends at {p[-1][1]:.3g}" for n, p in panel.lines.items())
+    told = ", ".join(f"{label(n)} ends at {p[-1][-1][1]:.3g}" for n, p in panel.lines.items())
     return tag(
         "svg",
         *parts,
@@ -207,11 +198,6 @@ def draw(panel: Panel) -> Markup:
         role="img",
         aria_label=f"{title}; {told}",
     )
-
-
-def _digits(marks: Sequence[float]) -> int:
-    step = marks[1] - marks[0]
-    return next(d for d in range(6) if abs(round(step, d) - step) < 1e-9 or d == 5)
 
 
 def _spread(places: Sequence[float]) -> list[float]:

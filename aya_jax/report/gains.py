@@ -1,21 +1,46 @@
 """What each step of the recipe gains: the win rate and the correct answers, as columns."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from aya_jax.report.svg import across, chart, lines, tag, wrapped
-from aya_jax.report.words import figure_text, label, number, percent
+from aya_jax.report.svg import across, chart, lines, short, tag, wrapped
+from aya_jax.report.words import WIN_RATES, figure_text, label, number, percent
 
 TOP, HEIGHT, FOOT = 26.0, 240.0, 62.0
 # How much of a step's width its columns take.
 FILLED = 0.62
 
 
-def y_of(share: float) -> float:
-    """Return the height in pixels at which a share from 0 to 1 is drawn."""
-    return TOP + (1.0 - share) * HEIGHT
+@dataclass(frozen=True)
+class Axis:
+    """The vertical axis, from 0 to `ceiling`."""
+
+    ceiling: float
+
+    def y(self, share: float) -> float:
+        """Return the height in pixels at which a share is drawn."""
+        return TOP + (1.0 - share / self.ceiling) * HEIGHT
+
+    def draw(self) -> Markup:
+        """Return its five lines and their labels."""
+        parts = []
+        for quarter in range(5):
+            share = self.ceiling * quarter / 4
+            y = self.y(share)
+            parts.append(tag("line", x1="0", x2="100%", y1=y, y2=y, class_="grid"))
+            shown = f"{short(100 * share)}%"
+            parts.append(tag("text", shown, x="-8", y=y + 4, class_="tick", text_anchor="end"))
+        return tag("g", *parts, aria_hidden="true")
+
+
+def _axis(metric: str, values: Sequence[float]) -> Axis:
+    """A win rate is shown whole, with 50% in the middle; small shares get a shorter axis."""
+    if metric in WIN_RATES:
+        return Axis(1.0)
+    return Axis(next(c for c in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if c >= max(values) or c == 1.0))
 
 
 def gain_chart(
@@ -37,53 +62,54 @@ def gain_chart(
       opponent: a step of its own colour; against itself its win rate is half by definition.
       line: a share to draw a dashed line at.
     """
-    marks, texts, told = [_axis()], [], []
+    every = [
+        m[model][metric]["high"]
+        for m in seeds.values()
+        for model in steps
+        if metric in m.get(model, {})
+    ]
+    axis = _axis(metric, every)
+    marks, texts, told = [axis.draw()], [], []
     before: float | None = None
     for i, model in enumerate(steps):
         found = {s: m[model][metric] for s, m in seeds.items() if metric in m.get(model, {})}
         middle, value = (i + 0.5) / len(steps), None
         if found:
             value = sum(figure["value"] for figure in found.values()) / len(found)
-            marks.append(_columns(model, metric, found, middle, len(steps), model == opponent))
+            marks.append(
+                _columns(axis, model, metric, found, middle, len(steps), model == opponent)
+            )
         elif metric == "win_rate" and model == opponent:
             value = 0.5
-            marks.append(_reference(middle, len(steps)))
+            marks.append(_reference(axis, middle, len(steps)))
         name = wrapped(label(model), 9)
-        texts.append(lines(name, y=y_of(0) + 17, class_="step", **_centred(middle)))
+        texts.append(lines(name, y=axis.y(0) + 17, class_="step", **_centred(middle)))
         if value is None:
             continue
         told.append(f"{label(model)} {percent(value)}")
         top = max([figure["high"] for figure in found.values()], default=value)
         texts.append(
-            tag("text", percent(value), y=y_of(top) - 8, class_="value halo", **_centred(middle))
+            tag("text", percent(value), y=axis.y(top) - 8, class_="value halo", **_centred(middle))
         )
         if before is not None:
             change = number(100 * (value - before), 1, sign=True)
             texts.append(
-                tag("text", change, y=y_of(0) + FOOT - 4, class_="change", **_centred(middle))
+                tag("text", change, y=axis.y(0) + FOOT - 4, class_="change", **_centred(middle))
             )
         before = value
     if line is not None:
-        y = y_of(line)
+        y = axis.y(line)
         marks.append(tag("line", x1="0", x2="100%", y1=y, y2=y, class_="reference"))
     told_title = f"{title}: {', '.join(told)}"
-    return chart(told_title, *marks, *texts, height=y_of(0) + FOOT, class_="gains")
+    return chart(told_title, *marks, *texts, height=axis.y(0) + FOOT, class_="gains")
 
 
 def _centred(x: float) -> dict[str, str]:
     return {"x": across(x), "text_anchor": "middle"}
 
 
-def _axis() -> Markup:
-    parts = []
-    for tenth in (0, 25, 50, 75, 100):
-        y = y_of(tenth / 100)
-        parts.append(tag("line", x1="0", x2="100%", y1=y, y2=y, class_="grid"))
-        parts.append(tag("text", f"{tenth}%", x="-8", y=y + 4, class_="tick", text_anchor="end"))
-    return tag("g", *parts, aria_hidden="true")
-
-
 def _columns(
+    axis: Axis,
     model: str,
     metric: str,
     figures: Mapping[str, Mapping[str, float]],
@@ -105,8 +131,8 @@ def _columns(
                     "rect",
                     x=across(x + 0.04 * width),
                     width=across(0.92 * width),
-                    y=y_of(figure["value"]),
-                    height=HEIGHT * figure["value"],
+                    y=axis.y(figure["value"]),
+                    height=axis.y(0) - axis.y(figure["value"]),
                     class_="column opponent" if is_opponent else "column",
                     data_model=model,
                     data_seed=seed,
@@ -116,8 +142,8 @@ def _columns(
                     "line",
                     x1=across(centre),
                     x2=across(centre),
-                    y1=y_of(figure["low"]),
-                    y2=y_of(figure["high"]),
+                    y1=axis.y(figure["low"]),
+                    y2=axis.y(figure["high"]),
                     class_="whisker",
                 ),
                 *(
@@ -125,8 +151,8 @@ def _columns(
                         "line",
                         x1=across(centre - 0.14 * width),
                         x2=across(centre + 0.14 * width),
-                        y1=y_of(end),
-                        y2=y_of(end),
+                        y1=axis.y(end),
+                        y2=axis.y(end),
                         class_="whisker",
                     )
                     for end in (figure["low"], figure["high"])
@@ -136,14 +162,14 @@ def _columns(
     return tag("g", *parts)
 
 
-def _reference(middle: float, steps: int) -> Markup:
+def _reference(axis: Axis, middle: float, steps: int) -> Markup:
     """The opponent against itself: no measurement, so only an outline."""
     width = FILLED / steps
     return tag(
         "rect",
         x=across(middle - width / 2),
         width=across(width),
-        y=y_of(0.5),
-        height=HEIGHT / 2,
+        y=axis.y(0.5),
+        height=axis.y(0) - axis.y(0.5),
         class_="column outline",
     )

@@ -43,7 +43,8 @@ def sentence(final: str, opponent: str, seeds: Seeds) -> str:
     for stance, clause in clauses[1:]:
         joint = " and " if stance == clauses[0][0] else ", but "
         text += joint + clause.replace("{them}", "it")
-    return f"{text}."
+    counted = ", by 95% intervals that exclude 50%" if len(seeds) > 1 else ""
+    return f"{text}{counted}."
 
 
 def _one(metric: str, figure: Figure) -> tuple[str, str]:
@@ -53,7 +54,7 @@ def _one(metric: str, figure: Figure) -> tuple[str, str]:
     meaning = "includes" if verb.startswith("is") else "excludes"
     value, interval = value_of(metric, figure), interval_of(metric, figure)
     return verb, (
-        f"{verb} {{{{them}}}} {{field}} (wins {value} of {figure['n']:,}; the 95% interval "
+        f"{verb} {{{{them}}}} {{field}} (wins {value} of {figure['n']:,} prompts; the 95% interval "
         f"{interval} {meaning} 50%)"
     )
 
@@ -61,11 +62,11 @@ def _one(metric: str, figure: Figure) -> tuple[str, str]:
 def _many(metric: str, figures: Sequence[Figure]) -> tuple[str, str]:
     better = sum(figure["low"] > 0.5 for figure in figures)
     worse = sum(figure["high"] < 0.5 for figure in figures)
-    rates = ", ".join(f"{value_of(metric, f)} {interval_of(metric, f)}" for f in figures)
+    rates = ", ".join(value_of(metric, figure) for figure in figures)
     verb = f"beats {{{{them}}}} {{field}} in {better} of {len(figures)} seeds"
     if worse:
         verb += f" and loses in {worse}"
-    return f"{better} {worse}", f"{verb} (95% intervals that exclude 50%; wins {rates})"
+    return f"{better} {worse}", f"{verb} (wins {rates})"
 
 
 def tiles(final: str, opponent: str, seeds: Seeds) -> list[dict[str, Any]]:

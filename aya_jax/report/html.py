@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from aya_jax.report import curves, gains, heatmap, intervals, lineage, routing, samples, times
 from aya_jax.report.headline import sentence, tiles
+from aya_jax.report.order import in_order
 from aya_jax.report.words import (
     METRICS,
     REWARDS,
@@ -50,6 +51,7 @@ def render(report: Report) -> str:
       report: the content of `report.json`; what it lacks (reward models, samples, ...) the page
         leaves out. `models`, `final` and `opponent` it must have.
     """
+    report = in_order(report)
     models = report["models"]
     steps = list(dict.fromkeys(m for m in report.get("steps_of_recipe", models) if m in models))
     seeds = _seeds(report)
@@ -67,6 +69,7 @@ def render(report: Report) -> str:
         tiles=tiles(report["final"], report["opponent"], seeds),
         gains=_gains(report, steps, seeds),
         claims=_claims(report.get("comparisons", ())),
+        questions=list(dict.fromkeys(c["question"] for c in report.get("comparisons", ()))),
         maps=[
             heatmap.heat_map(models, metric, codes, names)
             for metric in METRICS

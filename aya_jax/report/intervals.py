@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from aya_jax.report.svg import across, chart, tag, ticks
+from aya_jax.report.svg import across, chart, digits, tag, ticks
 from aya_jax.report.words import (
     REWARDS,
     Figure,
@@ -117,13 +117,11 @@ def forest(comparison: Mapping[str, Any], span: tuple[float, float]) -> Markup:
     def x(value: float) -> float:
         return (value - low) / (high - low)
 
-    def shown(value: float) -> str:
-        scaled = value if metric in REWARDS else 100 * value
-        digits = 0 if abs(scaled - round(scaled)) < 1e-6 else 2 if metric in REWARDS else 1
-        return number(scaled, digits, sign=True)
-
+    scale = 1.0 if metric in REWARDS else 100.0
+    marks = ticks(low, high, 4)
+    decimals = digits([scale * mark for mark in marks])
     told: list[str] = []
-    parts = _grid(ticks(low, high, 4), x, bottom, shown)
+    parts = _grid(marks, x, bottom, lambda v: number(scale * v, decimals, sign=True))
     parts.append(
         tag("line", x1=across(x(0)), x2=across(x(0)), y1=TOP - 4, y2=bottom, class_="reference")
     )

@@ -5,6 +5,7 @@ they fill any screen without their text being scaled. Colours are classes of the
 """
 
 import math
+from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
@@ -50,7 +51,9 @@ def chart(title: str, *children: Content, height: float, class_: str = "") -> Ma
     )
 
 
-def lines(texts: list[str], *, x: str, y: float, step: float = 13, **attributes: Content) -> Markup:
+def lines(
+    texts: Sequence[str], *, x: str, y: float, step: float = 13, **attributes: Content
+) -> Markup:
     """Return lines of text below one another."""
     spans = [tag("tspan", text, x=x, dy=None if i == 0 else step) for i, text in enumerate(texts)]
     return tag("text", *spans, x=x, y=y, **attributes)
@@ -76,3 +79,9 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 10) for i in range(first, last + 1)]
+
+
+def digits(marks: Sequence[float]) -> int:
+    """Return how many decimals tell evenly spaced ticks apart."""
+    step = marks[1] - marks[0]
+    return next(d for d in range(6) if abs(round(step, d) - step) < 1e-9 or d == 5)

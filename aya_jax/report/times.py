@@ -59,7 +59,7 @@ def table(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
                 "share": stage["seconds"] / total if total else 0.0,
                 "figures": ", ".join(
                     f"{name.replace('_', ' ')} {shown}"
-                    for name, value in stage.get("figures", {}).items()
+                    for name, value in sorted(stage.get("figures", {}).items())
                     if (shown := _shown(value)) is not None
                 ),
             }
