@@ -11,7 +11,7 @@ from aya_jax.errors import AyaError
 from aya_jax.progress import Terminal
 from aya_jax.recipe.expanse import expanse
 from aya_jax.recipe.run_directory import RunDirectory
-from aya_jax.recipe.settings import check_scopes, parse_gin
+from aya_jax.recipe.settings import check_scopes, config_text, parse_gin
 from aya_jax.recipe.stages import execute
 from aya_jax.recipe.study import compare
 from aya_jax.recipe.summary import Finished, report_of, show, write_report
@@ -70,14 +70,9 @@ def _run(name: str, run_dir: Path, terminal: Terminal) -> tuple[dict[str, Any], 
         }
         run.save()
         execute(recipe.stages, run, terminal)
-        atomic_write(run.path / "config.gin", _config())
+        atomic_write(run.path / "config.gin", config_text())
         report = report_of(Finished(run.path, run.state))
         return report, write_report(run.path, report)
-
-
-def _config() -> str:
-    """Return the configuration as it was read: it is the same whichever stages ran this time."""
-    return gin.config_str()
 
 
 def _seed() -> int:

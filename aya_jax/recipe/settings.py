@@ -4,6 +4,8 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from pprint import pformat
+from textwrap import indent
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -97,6 +99,24 @@ def _allowed(value: Any, hint: Any) -> bool:
         return False
     plain = (bool, int, float, str, list, tuple, dict, type(None))
     return not isinstance(value, plain) or isinstance(value, kind)
+
+
+def config_text() -> str:
+    """Return all that was read, as gin's own text; read back, it is the same configuration.
+
+    `gin.config_str` sorts the keys of a dict, but the order of clusters, say, is that of their weights.
+    """
+    macros, bindings = [], []
+    for (scope, selector), bound in sorted(gin_config._CONFIG.items()):
+        for parameter, value in sorted(bound.items()):
+            text = pformat(value, width=96, sort_dicts=False)
+            if "\n" in text:
+                text = "\\\n" + indent(text, "    ")
+            if selector == "gin.macro":
+                macros.append(f"{scope} = {text}\n")
+            else:
+                bindings.append(f"{_written(scope, selector, parameter)} = {text}\n")
+    return "".join([*macros, "\n", *bindings])
 
 
 def check_scopes(scopes: Iterable[str]) -> None:
