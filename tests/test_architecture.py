@@ -1,6 +1,7 @@
 """The house of docs/architecture.md: imports run downwards, and only where they may."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ FLOORS = (
     {"cli", "__init__"},
     {"__main__"},
 )
+PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # What names a mesh axis is one of these calls, or an axis name itself. `data` is a field of records
@@ -92,6 +94,29 @@ def mesh_axes_named(source, axes):
 def test_every_room_has_a_floor():
     homeless = {room for _, room, _ in MODULES} - FLOOR_OF.keys()
     assert not homeless, f"give {sorted(homeless)} a floor here and in docs/architecture.md"
+
+
+def test_the_drawing_has_every_room_on_its_floor():
+    drawn = {}
+    for number, content in re.findall(r"^ +(\d+) │(.*)│$", PAGE, re.MULTILINE):
+        drawn[int(number)] = {
+            re.split(r"[:/. ]", cell.strip().removeprefix("kernels/"))[0]
+            for cell in content.split("│")
+        }
+    assert drawn == dict(enumerate(FLOORS))
+
+
+def test_the_table_of_rooms_has_every_module_and_nothing_else():
+    table = PAGE.split("## The rooms")[1].split("\n## ")[0]
+    listed = set(re.findall(r"^\|[ \d]*\| `([^`]+)`", table, re.MULTILINE))
+    modules = {path.removeprefix("aya_jax/") for path, _, _ in MODULES}
+    for name in listed:
+        assert any(
+            path == name or (name.endswith("/") and path.startswith(name)) for path in modules
+        )
+    for path in modules - {f"{room}/__init__.py" for room in FLOOR_OF}:
+        folders = {f"{parent.as_posix()}/" for parent in Path(path).parents}
+        assert path in listed or folders & listed, f"docs/architecture.md does not tell of {path}"
 
 
 def test_imports_run_downwards_and_reach_no_neighbour():
