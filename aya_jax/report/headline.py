@@ -27,46 +27,44 @@ def sentence(final: str, opponent: str, seeds: Seeds) -> str:
       final, opponent: names of models.
       seeds: seed to model to metric to the figure over all languages.
     """
-    ours, theirs = label(final), label(opponent)
-    clauses: list[tuple[str, str]] = []
+    ours = label(final)
+    text, stance, them = "", "", f"the fixed opponent, {label(opponent)},"
     for metric, field in FIELDS.items():
         found = [m[final][metric] for m in seeds.values() if metric in m.get(final, {})]
-        if found and final != opponent:
-            clauses.append(_one(metric, found[0]) if len(found) == 1 else _many(metric, found))
-            stance, text = clauses[-1]
-            clauses[-1] = (stance, text.format(field=field))
-    if not clauses:
+        if not found or final == opponent:
+            continue
+        told = _one if len(found) == 1 else _many
+        verb, clause = told(metric, found, them, field)
+        if text:
+            text += " and " if verb == stance else ", but "
+        text, stance, them = text + clause, verb, "it"
+    if not text:
         return f"The final model is {ours}; there is no other model to set it against."
-    text = f"The recipe’s final model, {ours}, {clauses[0][1]}".replace(
-        "{them}", f"the fixed opponent, {theirs},"
-    )
-    for stance, clause in clauses[1:]:
-        joint = " and " if stance == clauses[0][0] else ", but "
-        text += joint + clause.replace("{them}", "it")
     counted = ", by 95% intervals that exclude 50%" if len(seeds) > 1 else ""
-    return f"{text}{counted}."
+    return f"The recipe’s final model, {ours}, {text}{counted}."
 
 
-def _one(metric: str, figure: Figure) -> tuple[str, str]:
-    verb = "is not told apart from"
+def _one(metric: str, figures: Sequence[Figure], them: str, field: str) -> tuple[str, str]:
+    """Return the verb, and the clause about the only seed's figure."""
+    (figure,) = figures
+    verb, meaning = "is not told apart from", "includes"
     if excludes(figure, 0.5):
-        verb = "beats" if figure["low"] > 0.5 else "loses to"
-    meaning = "includes" if verb.startswith("is") else "excludes"
+        verb, meaning = "beats" if figure["low"] > 0.5 else "loses to", "excludes"
     value, interval = value_of(metric, figure), interval_of(metric, figure)
     return verb, (
-        f"{verb} {{{{them}}}} {{field}} (wins {value} of {figure['n']:,} prompts; the 95% interval "
+        f"{verb} {them} {field} (wins {value} of {figure['n']:,} prompts; the 95% interval "
         f"{interval} {meaning} 50%)"
     )
 
 
-def _many(metric: str, figures: Sequence[Figure]) -> tuple[str, str]:
+def _many(metric: str, figures: Sequence[Figure], them: str, field: str) -> tuple[str, str]:
+    """Return the count of seeds either way, and the clause about all seeds' figures."""
     better = sum(figure["low"] > 0.5 for figure in figures)
     worse = sum(figure["high"] < 0.5 for figure in figures)
     rates = ", ".join(value_of(metric, figure) for figure in figures)
-    verb = f"beats {{{{them}}}} {{field}} in {better} of {len(figures)} seeds"
-    if worse:
-        verb += f" and loses in {worse}"
-    return f"{better} {worse}", f"{verb} (wins {rates})"
+    losses = f" and loses in {worse}" if worse else ""
+    counts = f"{better} of {len(figures)} seeds{losses}"
+    return counts, f"beats {them} {field} in {counts} (wins {rates})"
 
 
 def tiles(final: str, opponent: str, seeds: Seeds) -> list[dict[str, Any]]:

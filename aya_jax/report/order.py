@@ -11,8 +11,8 @@ def in_order(report: Mapping[str, Any]) -> dict[str, Any]:
     its keys. What no stage has made comes last, by name.
     """
     names = [stage["name"] for stage in report.get("stages", ())]
-    names = names or list(report.get("steps_of_recipe", ()))
-    place = {name: i for i, name in enumerate(names)}
+    names += report.get("steps_of_recipe", ())
+    place = {name: i for i, name in reversed(list(enumerate(names)))}
 
     def arranged(part: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         def key(name: str) -> tuple[int, str]:

@@ -96,7 +96,7 @@ def excludes(figure: Figure, value: float) -> bool:
 
 def duration(seconds: float) -> str:
     """Return a time as people say it: `8.2 s`, `3 min 05 s`, `2 h 10 min`."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 3600:

@@ -1,6 +1,8 @@
 """A report as `summary.report_of` makes it, and a study's as `study.compare` does, without a run."""
 
 import copy
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -102,6 +104,22 @@ def _history():
     return history
 
 
+def _stages(models, accuracy, routing):
+    """In the recipe's order, with figures of every sort."""
+    figures = {
+        "base": {"rows": 2062, "loss": 0.8472},
+        "reward": {"held_out_accuracy": accuracy, "pairs": 1100},
+        "route.reward": {"completions": 2300, "routing": routing["reward"]},
+    }
+    made = list(_lineage())
+    names = ["tokenizer", *made[:6], "reward", "judge", "candidates", "route.reward", *made[6:]]
+    names += [f"evaluate.{model}" for model in models]
+    return [
+        {"name": name, "seconds": 1.0 + i / 4, "figures": figures.get(name, {})}
+        for i, name in enumerate(names)
+    ]
+
+
 def _samples(models):
     samples = []
     for code in LANGUAGES:
@@ -148,18 +166,7 @@ def _run(seed):
         "opponent": "single_teacher",
         "steps_of_recipe": ["base", "single_teacher", *STEPS[1:]],
         "models": models,
-        "stages": [
-            {"name": "tokenizer", "seconds": 2.2, "figures": {"pieces": 3072}},
-            {"name": "base", "seconds": 72.0, "figures": {"rows": 2062, "loss": 0.8472}},
-            {"name": "teacher.western", "seconds": 19.8, "figures": {"loss": 0.17}},
-            {"name": "reward", "seconds": 31.5, "figures": {"held_out_accuracy": accuracy}},
-            {"name": "route.reward", "seconds": 0.4, "figures": {"routing": routing["reward"]}},
-            {"name": "arbitrage_sft.western", "seconds": 16.0, "figures": {"examples": 800}},
-            {"name": "arbitrage_sft", "seconds": 0.4, "figures": {"models": 4}},
-            {"name": "offline_dpo.western", "seconds": 19.0, "figures": {"pairs": 774}},
-            {"name": "online_dpo_1.samples", "seconds": 24.0, "figures": {"samples": 9200}},
-            {"name": "evaluate.base", "seconds": 8.0, "figures": {"correct": 0.05}},
-        ],
+        "stages": _stages(models, accuracy, routing),
         "routing": routing,
         "reward_models": {"reward": accuracy, "judge": accuracy},
         "history": _history(),
@@ -234,3 +241,73 @@ def report(_kept):
 def study(_kept):
     """The report of a study of three seeds; a test may change its copy."""
     return copy.deepcopy(_kept[1])
+
+
+VOID = ("meta", "input", "br", "hr", "img", "link")
+
+
+class _Tree(HTMLParser):
+    """Reads a page into elements; a tag that is not closed, or closed out of turn, is an error."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.builder, self.open = ET.TreeBuilder(), []
+
+    def handle_starttag(self, tag, attrs):
+        assert len({name for name, _ in attrs}) == len(attrs), (tag, attrs)
+        self.builder.start(tag, {name: value or "" for name, value in attrs})
+        if tag in VOID:
+            self.builder.end(tag)
+        else:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.builder.start(tag, dict(attrs))
+        self.builder.end(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, (tag, self.getpos())
+        self.builder.end(tag)
+
+    def handle_data(self, data):
+        if self.open:
+            self.builder.data(data)
+
+
+@pytest.fixture
+def parse():
+    """Return a function from a page to its root element."""
+
+    def tree(page):
+        reader = _Tree()
+        reader.feed(page)
+        reader.close()
+        assert not reader.open
+        return reader.builder.close()
+
+    return tree
+
+
+def text_of(element):
+    """Return all text of an element, spaces made single."""
+    return " ".join("".join(element.itertext()).split())
+
+
+def classes(element):
+    return element.get("class", "").split()
+
+
+def of_class(root, name):
+    return [e for e in root.iter() if name in classes(e)]
+
+
+@pytest.fixture
+def find():
+    """Return a function from an element and a class to the elements of that class."""
+    return of_class
+
+
+@pytest.fixture
+def text():
+    """Return `text_of`."""
+    return text_of
