@@ -1,7 +1,7 @@
 """The training loop: a pure function of (parameters, data, settings) that survives being killed."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import gin
@@ -15,7 +15,7 @@ from aya_jax.models.decoder import Params
 from aya_jax.sharding.mesh import device_mesh, logical_rules
 from aya_jax.training.objectives import Objective
 from aya_jax.training.optimizer import AdamW, learning_rate_at
-from aya_jax.training.step import train_program
+from aya_jax.training.step import Metrics, train_program
 
 Observer = Callable[[int, Mapping[str, float]], None]
 
@@ -60,6 +60,8 @@ def train(
     Resumes from the newest checkpoint in `store`, and then ends in the same bits as an unbroken
     run: the batch and the learning rate of a step follow from its number.
 
+    Parameters and their moments are float32 throughout, whatever `params` are.
+
     Args:
       objective: the loss.
       params: where training starts (not changed).
@@ -76,7 +78,8 @@ def train(
       log_every, checkpoint_every: in steps.
 
     Raises:
-      AyaError: the batch does not divide, or the loss is no longer a number.
+      AyaError: the batch does not divide, or the loss or its gradient is no longer a number; no
+        state is kept after that.
     """
     if batch_size < 1 or batch_size % (accumulate * jax.process_count()):
         raise AyaError(
@@ -101,10 +104,11 @@ def train(
         ) from None
     loader = Loader(arrays, batch_size=batch_size, seed=seed)
     # The step donates its state: start from a copy, the caller's parameters stay whole.
-    state = program.init(jax.tree.map(jnp.array, params))
+    state = program.init(jax.tree.map(lambda p: jnp.array(p, jnp.float32), params))
     done = store.latest_step()
     if done is not None:
         done, state = store.restore(None, state)
+    unread: list[tuple[int, Metrics]] = []
     for step in range(done or 0, total):
         rate = learning_rate_at(
             step,
@@ -117,15 +121,27 @@ def train(
         batch = jax.device_put(loader[step], program.batch_sharding)
         state, metrics = program.step(state, batch, jnp.float32(rate))
         done = step + 1
-        if done % log_every == 0 or done == total:
+        unread.append((done, metrics))
+        logged = done % log_every == 0 or done == total
+        kept = done % checkpoint_every == 0 or done == total
+        # Reading a figure waits for its step, so they are read together and seldom.
+        if logged or kept:
+            _require_finite(unread)
+            unread.clear()
+        if logged:
             figures = {name: float(value) for name, value in metrics.items()}
-            if not math.isfinite(figures["loss"]):
-                raise AyaError(
-                    f"train: the loss is {figures['loss']} at step {done}; "
-                    "lower train.learning_rate or look at the data of that step"
-                )
             run = {"learning_rate": rate, "total": total, "batch_size": batch_size}
             observe(done, {**figures, **run})
-        if done % checkpoint_every == 0 or done == total:
+        if kept:
             store.save(done, state)
     return total
+
+
+def _require_finite(steps: Sequence[tuple[int, Metrics]]) -> None:
+    for step, metrics in steps:
+        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        if not math.isfinite(loss + norm):
+            raise AyaError(
+                f"train: the loss is {loss} and its gradient's norm {norm} at step {step}; "
+                "lower train.learning_rate or look at the data of that step"
+            )
