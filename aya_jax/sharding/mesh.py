@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from aya_jax.errors import AyaError
+from aya_jax.errors import AyaError, nearest
 
 AXES = ("data", "fsdp", "tensor", "sequence", "expert")
 
@@ -39,7 +39,8 @@ def device_mesh(
     sizes = [data, fsdp, tensor, sequence, expert]
     count = jax.device_count()
     known = math.prod(size for size in sizes if size > 0)
-    if sizes.count(-1) > 1 or count % known or (-1 not in sizes and known != count):
+    possible = all(size == -1 or size > 0 for size in sizes) and sizes.count(-1) <= 1
+    if not possible or count % known or (-1 not in sizes and known != count):
         raise AyaError(
             f"device_mesh: {dict(zip(AXES, sizes, strict=True))} does not fit {count} devices; "
             "the sizes must multiply to that number, and one may be -1"
@@ -50,9 +51,24 @@ def device_mesh(
 
 @gin.configurable
 def logical_rules(*, rules: Mapping[str, Any] | None = None) -> tuple[tuple[str, Any], ...]:
-    """Return the rules from logical axes to mesh axes; `rules` overrides single defaults."""
-    merged = {**DEFAULT_RULES, **(rules or {})}
-    return tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in merged.items())
+    """Return the rules from logical axes to mesh axes; `rules` overrides single defaults.
+
+    Raises:
+      AyaError: an unknown logical axis or mesh axis.
+    """
+    given = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in (rules or {}).items()
+    }
+    for name, value in given.items():
+        if name not in DEFAULT_RULES:
+            hint = nearest(name, DEFAULT_RULES)
+            raise AyaError(f"logical_rules: no array has a logical axis {name!r}{hint}")
+        for axis in () if value is None else value if isinstance(value, tuple) else (value,):
+            if axis not in AXES:
+                hint = nearest(str(axis), AXES)
+                raise AyaError(f"logical_rules: {name!r}: the mesh has no axis {axis!r}{hint}")
+    return tuple({**DEFAULT_RULES, **given}.items())
 
 
 def _mesh_axes(logical: PartitionSpec, rules: tuple[tuple[str, Any], ...]) -> PartitionSpec:
