@@ -120,15 +120,22 @@ def config_text() -> str:
 
 
 def check_scopes(scopes: Iterable[str]) -> None:
-    """Raise `AyaError` for a binding under a scope that does not exist; gin itself takes any."""
-    known = {part for scope in scopes for part in scope.split("/") if part}
+    """Raise `AyaError` for a binding under a scope that does not exist; gin itself takes any.
+
+    gin applies a binding where its scope begins the stage's: `sft` is one of `sft/western`, and
+    `western` alone is none.
+    """
+    paths = [tuple(scope.split("/")) for scope in scopes if scope]
+    known = {path[: depth + 1] for path in paths for depth in range(len(path))}
     for (scope, selector), bound in gin_config._CONFIG.items():
-        if selector == "gin.macro":
+        if not scope or selector == "gin.macro":
             continue
-        for part in scope.split("/") if scope else ():
-            if part not in known:
+        parts = tuple(scope.split("/"))
+        for depth, part in enumerate(parts):
+            if parts[: depth + 1] not in known:
                 name = _written(scope, selector, next(iter(bound), ""))
-                raise AyaError(f"gin: unknown scope '{part}' in '{name}'{nearest(part, known)}")
+                options = {path[-1] for path in known if path[:-1] == parts[:depth]}
+                raise AyaError(f"gin: unknown scope '{part}' in '{name}'{nearest(part, options)}")
 
 
 def _short(selector: str) -> str:

@@ -6,8 +6,9 @@ import gin
 import pytest
 
 import aya_jax.training.loop  # noqa: F401  for its name in gin
+from aya_jax.errors import AyaError
 from aya_jax.models.config import decoder_config
-from aya_jax.recipe.settings import parse_gin
+from aya_jax.recipe.settings import check_scopes, parse_gin
 
 
 @pytest.fixture(autouse=True)
@@ -24,3 +25,27 @@ def test_a_file_outside_the_project_includes_ours_without_a_word(tmp_path, monke
         parse_gin(["mine.gin"], ["train.steps = 3"])
     assert caplog.text == ""
     assert decoder_config().vocab_size == 900
+
+
+SCOPES = ["", "sft/western", "online_dpo/iteration_1/western"]
+
+
+@pytest.mark.parametrize("scope", ["sft", "sft/western", "online_dpo/iteration_1"])
+def test_a_scope_that_begins_a_stages_own_is_one(scope):
+    parse_gin([], [f"{scope}/train.steps = 3"])
+    check_scopes(SCOPES)
+
+
+@pytest.mark.parametrize(
+    ("scope", "words"),
+    [
+        ("western", "unknown scope 'western' in 'western/train.steps'; known are: online_dpo, sft"),
+        ("iteration_1/western", "unknown scope 'iteration_1'"),
+        ("sft/wester", "unknown scope 'wester' in .*; did you mean 'western'"),
+        ("online_dpo/western", "unknown scope 'western' in .*; known are: iteration_1"),
+    ],
+)
+def test_a_scope_that_gin_would_never_apply_is_told(scope, words):
+    parse_gin([], [f"{scope}/train.steps = 3"])
+    with pytest.raises(AyaError, match=words):
+        check_scopes(SCOPES)
