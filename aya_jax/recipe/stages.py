@@ -1,6 +1,7 @@
 """Running a list of stages: skip what is whole, say why something runs again, never redo work."""
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,6 +70,8 @@ def code_version() -> str:
 
 def _plan(stage: Stage, inputs: dict[str, str]) -> dict[str, Any]:
     settings = {**effective_settings(stage.uses, stage.scope), **stage.extra}
+    # As run.json will give it back, so that a tuple is not a change of the list it became.
+    settings = json.loads(json.dumps(settings))
     made_of = {"settings": settings, "inputs": inputs, "code": code_version()}
     return {**made_of, "fingerprint": fingerprint([stage.name, made_of])}
 

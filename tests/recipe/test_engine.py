@@ -117,6 +117,13 @@ def test_a_setting_reruns_what_depends_on_it_and_says_which(toys):
     assert toys.out("c") == "c=1(b=1(a=1()))"
 
 
+def test_what_run_json_writes_otherwise_is_no_change(toys):
+    toys.extra["b"] = {"languages": ("de", "en")}
+    toys.execute()
+    bind("group/b/toys.toy_value.value = 2")
+    assert "b runs again: group/b/toy_value.value 1 -> 2\n" in toys.execute()
+
+
 def test_a_setting_of_a_group_reaches_its_members_unless_they_have_their_own(toys):
     bind("group/d/toys.toy_value.value = 7")
     toys.execute()
