@@ -42,8 +42,7 @@ def ancestry(lineage: Lineage, model: str) -> list[list[str]]:
 def graph(lineage: Lineage, model: str) -> Markup:
     """Return the drawing of a model's ancestry; a merge's edges carry their weights."""
     layers = ancestry(lineage, model)
-    widest = max(map(len, layers))
-    width = min(0.92 / widest, 0.34)
+    width = {name: min(0.92 / len(layer), 0.34) for layer in layers for name in layer}
     place = {
         name: ((i + 0.5) / len(layer), row * ROW + 2)
         for row, layer in enumerate(layers)
@@ -70,7 +69,7 @@ def graph(lineage: Lineage, model: str) -> Markup:
                         data_edge=f"{parent['path']}>{name}",
                     )
                 )
-        nodes.append(_node(name, lineage.get(name), x, top, width))
+        nodes.append(_node(name, lineage.get(name), x, top, width[name]))
     title = f"How {label(model)} was made"
     return chart(title, *edges, *nodes, height=(len(layers) - 1) * ROW + NODE + 4, class_="lineage")
 
