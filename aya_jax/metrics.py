@@ -69,7 +69,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 
 def read_history(directory: Path) -> dict[str, list[list[float]]]:
-    """Return `{metric: [[step, value], ...]}` of a stage's folder."""
+    """Return `{metric: [[step, value], ...]}` of a stage's folder, {} where nothing was trained."""
     history: dict[str, list[list[float]]] = {}
     for row in read_rows(directory / HISTORY):
         for name, value in row.items():

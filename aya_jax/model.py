@@ -27,7 +27,13 @@ class Model(NamedTuple):
         return "score" in self.params
 
     def apply(self, params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        """Return float32 logits [B, T, V] of right-padded tokens int32 [B, T], mask bool [B, T]."""
+        """Return float32 logits [B, T, V].
+
+        Args:
+          params: of this model, or any of the same shapes.
+          tokens: int32 [B, T], padded on the right.
+          mask: bool [B, T], True on real tokens.
+        """
         dtype = params["embedding"].dtype
         hidden = hidden_states(self.config, params, plain_batch(tokens, mask), dtype=dtype)
         return logits(self.config, params, hidden)

@@ -16,7 +16,7 @@ Answerer = Callable[[Sequence[Record]], list[str | None]]
 
 
 def model_member(model: Model) -> Answerer:
-    """Return a pool member that answers each prompt once with `model`."""
+    """Return a pool member that answers each prompt once with `model`, by `sample`'s settings."""
 
     def answer(records: Sequence[Record]) -> list[str | None]:
         prompts = [prompt_messages(record) for record in records]

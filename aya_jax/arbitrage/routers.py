@@ -106,7 +106,7 @@ def best_teacher(records: Sequence[Record]) -> str:
 
 
 def routing_counts(routed: Sequence[Record]) -> dict[str, dict[str, int]]:
-    """Return how often each teacher was chosen, by language."""
+    """Return how often each teacher was chosen, by language: `{code: {teacher: count}}`."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for record in routed:
         counts[record.get("language", "und")][record["source"]] += 1

@@ -17,7 +17,7 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json")
 
 
 def params_fingerprint(params: Any) -> str:
-    """Return the sha256 over the paths, dtypes, shapes and bytes of all leaves."""
+    """Return the sha256, in hexadecimal, over the paths, dtypes, shapes and bytes of all leaves."""
     return fingerprint(leaf_checksums(params))
 
 
@@ -70,7 +70,13 @@ def fill_model(
     params: Any,
     lineage: Mapping[str, Any],
 ) -> None:
-    """Write the files of a model, but for its tokenizer, into a folder that its caller commits."""
+    """Write the files of a model, but for its tokenizer, into a folder that its caller commits.
+
+    Arguments as in `save_model`.
+
+    Raises:
+      AyaError: the disk is full, or the folder not writable.
+    """
     write_tree(directory, "params", params)
     whole = {**lineage, "params_fingerprint": params_fingerprint(params)}
     for name, content in (("config.json", config), ("lineage.json", whole)):
@@ -90,12 +96,20 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
-    """Return the content of `config.json`."""
+    """Return the content of `config.json`.
+
+    Raises:
+      AyaError: it is missing, or is no JSON object.
+    """
     return _read_json(Path(path, "config.json"))
 
 
 def load_lineage(path: str | Path) -> dict[str, Any]:
-    """Return the content of `lineage.json`."""
+    """Return the content of `lineage.json`.
+
+    Raises:
+      AyaError: it is missing, or is no JSON object.
+    """
     return _read_json(Path(path, "lineage.json"))
 
 

@@ -16,7 +16,10 @@ log = logging.getLogger(__name__)
 
 
 class TrainStore:
-    """Numbered checkpoints under `directory`, the newest `keep` of them."""
+    """Numbered checkpoints under `directory`, the newest `keep` of them.
+
+    A checkpoint is a folder `step_NNNNNNNN` with the parameters and the rest of the state.
+    """
 
     def __init__(self, directory: str | Path, *, keep: int = 2) -> None:
         self.directory = Path(directory)
@@ -69,7 +72,11 @@ class TrainStore:
         raise problem
 
     def load_params(self, step: int) -> Any:
-        """Return the parameters of a checkpoint alone, on the default device."""
+        """Return the parameters of a checkpoint alone, on the default device.
+
+        Raises:
+          AyaError: it is missing or damaged.
+        """
         return jax.tree.map(jnp.asarray, read_tree(self._place(step), "params"))
 
 

@@ -48,7 +48,14 @@ def tokenize(record: Record, tokenizer: Tokenizer, *, field: str, max_length: in
 
 
 def text_rows(lines: Sequence[str], tokenizer: Tokenizer, *, length: int) -> Rows:
-    """Pack plain text, one segment a line, every token but the first learnt."""
+    """Pack plain text, one segment a line, every token but the first learnt.
+
+    A line begins with the begin token and is closed by the end token; one longer than a row of
+    `length` tokens is cut.
+
+    Raises:
+      AyaError: there is no line.
+    """
     documents = []
     for line in lines:
         ids = tokenizer.encode_completion(line)[: length - 1]
@@ -102,7 +109,10 @@ def pack(examples: Sequence[Example], *, length: int) -> Rows:
 
 
 def pad(examples: Sequence[Example], *, length: int) -> Rows:
-    """Give each example a row of its own, padded on the right to `length`."""
+    """Give each example a row of its own, padded on the right to `length` tokens.
+
+    No example may be longer; see `pad_length`.
+    """
     tokens = np.zeros((len(examples), length), np.int32)
     segments = np.zeros_like(tokens)
     mask = np.zeros(tokens.shape, bool)
@@ -116,6 +126,9 @@ def pad(examples: Sequence[Example], *, length: int) -> Rows:
 
 
 def pad_length(examples: Sequence[Example], *, multiple: int, max_length: int) -> int:
-    """Return the least multiple of `multiple` that holds every example, at most `max_length`."""
+    """Return the least multiple of `multiple` that holds every example, at most `max_length`.
+
+    All in tokens; there must be an example.
+    """
     longest = max(len(e.prompt) + len(e.completion) for e in examples)
     return min(-(-longest // multiple) * multiple, max_length)

@@ -31,7 +31,12 @@ def _errno(error: BaseException | None) -> int | None:
 
 @contextmanager
 def told_plainly(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write at `path` into one-line `AyaError`s."""
+    """Turn the operating system's refusals to write at `path` into one-line `AyaError`s.
+
+    Raises:
+      AyaError: the disk is full, or the place not writable, a folder, or without one above it. Any
+        other exception passes through.
+    """
     try:
         yield
     except AyaError:
@@ -143,7 +148,10 @@ def atomic_directory(path: str | Path, *, replace: bool = False) -> Iterator[Pat
 
 
 def fingerprint(value: Any) -> str:
-    """Return the sha256 of a JSON-able value in canonical form."""
+    """Return the sha256, in hexadecimal, of a JSON-able value in canonical form.
+
+    The order of keys does not matter, and a tuple counts as a list.
+    """
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
@@ -155,6 +163,6 @@ def stable_hash(*parts: object) -> int:
 
 
 def fingerprint_file(path: str | Path) -> str:
-    """Return the sha256 of a file's content."""
+    """Return the sha256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -67,12 +67,20 @@ def check_language(code: object, where: str = "") -> str:
 
 
 def language_of(code: str) -> Language:
-    """Return the `Language` of a code or of its variant (`zh-Hant` is Chinese)."""
+    """Return the `Language` of a code or of its variant (`zh-Hant` is Chinese).
+
+    Raises:
+      AyaError: the language is unknown.
+    """
     return LANGUAGES[check_language(code).split("-")[0]]
 
 
 def script_share(text: str, script: str) -> float:
-    """Return the share of the letters of `text` that belong to `script`, 0.0 without letters."""
+    """Return the share of the letters of `text` that belong to `script`, 0.0 without letters.
+
+    Letters and combining marks are counted (Unicode categories L and M). `script` is an ISO 15924
+    code; `Jpan` is kanji and both kana.
+    """
     prefixes = _SCRIPT_PREFIXES[script]
     letters = [ch for ch in text if unicodedata.category(ch)[0] in "LM"]
     if not letters:

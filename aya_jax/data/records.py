@@ -122,7 +122,13 @@ def prompt_messages(record: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def write_records(path: str | Path, records: Iterable[Mapping[str, Any]]) -> Path:
-    """Write records to `path` as one whole file: under another name first, then renamed."""
+    """Write records to `path` as one whole file: under another name first, then renamed.
+
+    A name that ends in `.gz` is compressed, the same records always to the same bytes.
+
+    Raises:
+      AyaError: the disk is full, or the folder is missing or not writable.
+    """
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     data = lines.encode("utf-8")
     path = Path(path)

@@ -81,7 +81,10 @@ def _plain(row: dict[str, Any]) -> Record:
 
 
 def source_fingerprint(source: str) -> str:
-    """Return what tells one state of a source from another: the hash of a file, else its name."""
+    """Return what tells one state of a source from another: the hash of a file, else its name.
+
+    So a TFDS set that changes under its name is not noticed.
+    """
     return fingerprint_file(source) if Path(source).is_file() else source
 
 
@@ -93,6 +96,9 @@ def text(*, source: str = "atlas", languages: Sequence[str] | None = None) -> li
       source: `atlas` (its settings are `atlas.text.*`) or a JSONL file, whose prompts and
         completions are taken.
       languages: keep only these.
+
+    Raises:
+      AyaError: the file cannot be read, or nothing is left.
     """
     if source == "atlas":
         return atlas.text(**({"languages": languages} if languages else {}))

@@ -74,7 +74,14 @@ class Tokenizer:
     def encode_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
     ) -> list[int]:
-        """Return the ids of a conversation as the chat template renders it."""
+        """Return the ids of a conversation as the chat template renders it.
+
+        Contents are stripped. What a user types is text, even if it is that of a special token.
+
+        Args:
+          messages: of `role` and `content`.
+          add_generation_prompt: whether to open the assistant's turn at the end.
+        """
         contents = [message["content"].strip() for message in messages]
         marked = [
             {"role": message["role"], "content": f"\ue000{i}\ue001"}
@@ -148,6 +155,11 @@ def train_tokenizer(
 
     Digits are split one by one and text is kept exactly as it is (no normalisation), since dates
     and numbers are written with spaces that a normaliser would change.
+
+    Args:
+      text: lines.
+      vocab_size: pieces, special tokens and 256 bytes included.
+      character_coverage: share of the characters that get a piece; the others are written in bytes.
 
     Raises:
       AyaError: the vocabulary does not fit the text.

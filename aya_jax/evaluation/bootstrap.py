@@ -40,7 +40,13 @@ def interval(
 
 
 def summarise(values: Sequence[float], languages: Sequence[str], *, seed: int = 0) -> Figure:
-    """Return `overall` and `by_language` figures of one value a prompt, as `report.json` has them."""
+    """Return `overall` and `by_language` figures of one value a prompt, as `report.json` has them.
+
+    Args:
+      values: one a prompt.
+      languages: of the prompts; the strata of the overall interval.
+      seed: of the resampling.
+    """
     each, codes = np.asarray(values, np.float64), np.asarray(languages)
     return {
         "overall": interval(each, codes, seed=seed),
@@ -52,6 +58,6 @@ def summarise(values: Sequence[float], languages: Sequence[str], *, seed: int = 
 
 
 def wins(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
-    """Return 1.0 where `a` is higher, 0.0 where `b` is, 0.5 for a tie."""
+    """Return float64 [R]: 1.0 where `a` is higher, 0.0 where `b` is, 0.5 for a tie."""
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     return np.where(difference > 0, 1.0, np.where(difference < 0, 0.0, 0.5))

@@ -13,7 +13,11 @@ from aya_jax.model import Model
 
 
 def answer(model: Model, records: Sequence[Record]) -> list[str]:
-    """Return one completion a record, by the settings of `sample`."""
+    """Return one completion a record, by the settings of `sample`.
+
+    Raises:
+      AyaError: a prompt leaves no room in the context.
+    """
     prompts = [prompt_messages(record) for record in records]
     return [texts[0] for texts in sample(model.config, model.params, model.tokenizer, prompts)]
 
@@ -26,6 +30,14 @@ def mark(
     Each gets `correct` (where the record has reference `answers`), `right_language`, and the reward
     of every judge under the judge's name. Where a record has no reference, the right language means
     that most letters are of the language's script.
+
+    Args:
+      records: prompts.
+      completions: one a record.
+      judges: reward models by the field that their rewards go into.
+
+    Raises:
+      AyaError: a prompt with its completion exceeds a judge's context.
     """
     marked = []
     for record, text in zip(records, completions, strict=True):

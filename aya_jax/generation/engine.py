@@ -33,6 +33,12 @@ def choose(
 
     `top_k` keeps the k best, `top_p` the smallest set whose probability reaches it
     (nucleus sampling, arXiv 1904.09751).
+
+    Args:
+      logits_BV: float32 [B, V].
+      keys_B: a random key a row.
+      temperature: a scalar; logits are divided by it.
+      top_k, top_p: None keeps every token. With both, `top_p` is taken of what `top_k` left.
     """
     scaled = logits_BV / jnp.maximum(temperature, 1e-6)
     if top_k is not None:

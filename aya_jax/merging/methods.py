@@ -107,7 +107,11 @@ def _elect_and_average(deltas: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def ties(leaves: Sequence[jax.Array], base: jax.Array | None, s: Settings) -> jax.Array:
-    """TIES: trim each delta to its largest entries, elect signs, average what agrees."""
+    """TIES: trim each delta to its largest entries, elect signs, average what agrees.
+
+    As in mergekit: trimmed tensor by tensor, the mean weighted, and scaled by one (the paper trims
+    over the whole model and scales by lambda).
+    """
     base32, deltas = _deltas(leaves, base)
     merged = _elect_and_average(_trim(deltas, s.density), _weights(s, deltas))
     return (base32 + merged).astype(leaves[0].dtype)
@@ -120,7 +124,7 @@ def _drop(deltas: jax.Array, s: Settings) -> jax.Array:
 
 
 def dare_linear(leaves: Sequence[jax.Array], base: jax.Array | None, s: Settings) -> jax.Array:
-    """DARE, then task arithmetic."""
+    """DARE (drop and rescale by 1 / density), then task arithmetic."""
     base32, deltas = _deltas(leaves, base)
     return (base32 + (_weights(s, deltas) * _drop(deltas, s)).sum(0)).astype(leaves[0].dtype)
 

@@ -123,5 +123,12 @@ def decoder_config(
     bos_token_id: int = 5,
     eos_token_id: int = 255001,
 ) -> DecoderConfig:
-    """Return the `DecoderConfig` that a gin file in `configs/models` describes."""
+    """Return the `DecoderConfig` that a gin file in `configs/models` describes.
+
+    Arguments as the fields of `DecoderConfig`; of a tokenizer that is trained, its size and special
+    tokens are taken instead.
+
+    Raises:
+      AyaError: sizes that do not fit together.
+    """
     return DecoderConfig(**locals())

@@ -61,6 +61,8 @@ class LayerNorm(nn.Module):
 def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
     """Rotate interleaved pairs (2i, 2i+1) by `position * theta**(-2i/H)`, in float32.
 
+    Returns [B, T, N, H] in the dtype of `x`; positions are int32 [B, T].
+
     Source: RoFormer (arXiv 2104.09864, equation 34), in the interleaved (GPT-J) layout of Cohere.
     """
     head_dim = x_BTNH.shape[-1]
@@ -179,13 +181,22 @@ class Decoder(nn.Module):
 
 
 def plain_batch(tokens_BT: jax.Array, mask_BT: jax.Array) -> Batch:
-    """Return the `Batch` of one right-padded document a row; `mask` is True on real tokens."""
+    """Return the `Batch` of one right-padded document a row.
+
+    Args:
+      tokens_BT: int32 [B, T].
+      mask_BT: bool [B, T], True on real tokens.
+    """
     positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
     return Batch(tokens_BT, positions, mask_BT.astype(jnp.int32))
 
 
 def init_params(config: DecoderConfig, key: jax.Array, *, reward_head: bool = False) -> Params:
-    """Return fresh float32 parameters, N(0, initializer_range), the padding row zeroed."""
+    """Return fresh float32 parameters, the padding row of the embedding zeroed.
+
+    Weights are drawn from N(0, initializer_range), norms are ones; `reward_head` adds a leaf
+    `score` [D] of zeros. The leaves of the layers are stacked on a first axis of length L.
+    """
     batch = plain_batch(jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool))
     module = Decoder(config, reward_head=reward_head)
     params = nn.meta.unbox(module.init(key, batch)["params"])
@@ -209,7 +220,14 @@ def hidden_states(
     dtype: Any = jnp.float32,
     remat: bool = False,
 ) -> jax.Array:
-    """Return the final hidden states, `dtype` [B, T, D]. `dtype` is that of the activations."""
+    """Return the final hidden states [B, T, D].
+
+    Args:
+      config, params: the model.
+      batch: see `Batch`; padding comes out as some finite value that nobody should read.
+      dtype: of the activations and the result.
+      remat: whether the backward pass makes each layer's activations again.
+    """
     return Decoder(config, dtype, remat=remat).apply({"params": _body(params)}, batch)[0]
 
 

@@ -43,7 +43,13 @@ def logprobs_of_hidden(
 def rewards_of_hidden(
     params: Params, hidden_BTD: jax.Array, segment_ids_BT: jax.Array
 ) -> jax.Array:
-    """Return float32 [B]: the scalar head at the last real token of each (unpacked) row."""
+    """Return float32 [B]: the scalar head at the last real token of each (unpacked) row.
+
+    Args:
+      params: with a leaf `score` [D].
+      hidden_BTD: final hidden states.
+      segment_ids_BT: int32 [B, T], 0 on the padding at the right.
+    """
     last = jnp.maximum((segment_ids_BT > 0).sum(-1) - 1, 0)
     final = jnp.take_along_axis(hidden_BTD, last[:, None, None], axis=1)[:, 0]
     return final.astype(jnp.float32) @ params["score"].astype(jnp.float32)
@@ -58,7 +64,10 @@ def target_logprobs(
     dtype: Any = jnp.float32,
     remat: bool = False,
 ) -> jax.Array:
-    """Run the decoder; see `logprobs_of_hidden`."""
+    """Run the decoder; return float32 [B, T] as `logprobs_of_hidden` does.
+
+    `dtype` and `remat` as in `hidden_states`.
+    """
     hidden = hidden_states(config, params, batch, dtype=dtype, remat=remat)
     return logprobs_of_hidden(config, params, hidden, batch.tokens, mask_BT)
 
@@ -71,6 +80,9 @@ def rewards(
     dtype: Any = jnp.float32,
     remat: bool = False,
 ) -> jax.Array:
-    """Run the decoder; see `rewards_of_hidden`."""
+    """Run the decoder; return float32 [B] as `rewards_of_hidden` does.
+
+    `dtype` and `remat` as in `hidden_states`.
+    """
     hidden = hidden_states(config, params, batch, dtype=dtype, remat=remat)
     return rewards_of_hidden(params, hidden, batch.segment_ids)

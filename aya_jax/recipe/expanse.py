@@ -87,7 +87,15 @@ class _Plan:
         uses: Sequence[Callable[..., Any]] = (),
         **arguments: Any,
     ) -> str:
-        """Add a stage, unless the user brings its result; an input may be the user's as well."""
+        """Add a stage, unless the user brings its result; an input may be the user's as well.
+
+        Args:
+          name: of the stage.
+          run: see `Stage`; it is also given `arguments`.
+          inputs: names of earlier stages or of what the user brings.
+          scope, uses: see `Stage`.
+          **arguments: for `run`; they are part of the stage's settings.
+        """
         if name in self.outside:
             return name
         outside = {i: self.outside[i] for i in inputs if i in self.outside}

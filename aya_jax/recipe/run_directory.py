@@ -96,7 +96,11 @@ class RunDirectory:
         return self.state["stages"].get(name, {}) if self.stage_path(name).is_dir() else {}
 
     def open_stage(self, name: str, fingerprint: str) -> Path:
-        """Return the folder to work in; what a killed attempt of the same stage left is kept."""
+        """Return the folder to work in; what a killed attempt of the same stage left is kept.
+
+        Raises:
+          AyaError: the disk is full or the directory not writable.
+        """
         partial = self.path / "stages" / f"{name}.partial"
         if not open_work(partial, fingerprint):
             # Curves of other settings would be drawn into those of this attempt.

@@ -89,7 +89,13 @@ def _comparison(
 
 
 def paired_difference(run: Finished, metric: str, arms: Sequence[str]) -> Figure:
-    """Return the mean difference of two models' answers to the same prompts, with its interval."""
+    """Return the mean difference of two models' answers to the same prompts, with its interval.
+
+    Args:
+      run: holds both models' marked answers.
+      metric: a field of the marked answers.
+      arms: the two models; the second is taken from the first.
+    """
     ours, theirs = (run.marked(arm) for arm in arms)
     values = [float(a[metric]) - float(b[metric]) for a, b in zip(ours, theirs, strict=True)]
     languages = np.asarray([row.get("language", "und") for row in ours])

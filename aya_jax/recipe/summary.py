@@ -187,7 +187,11 @@ def write_report(path: Path, report: Mapping[str, Any]) -> Path:
 
 
 def write_summary(run_dir: str | Path) -> Path:
-    """Write the report of a finished run; return the path of the page."""
+    """Write the report of a finished run; return the path of the page.
+
+    Raises:
+      AyaError: there is no run, or it is not finished.
+    """
     run = Finished.open(run_dir)
     return write_report(run.path, report_of(run))
 

@@ -138,7 +138,11 @@ def pairs(context: Context) -> dict[str, Any]:
 
 
 def sft(context: Context, *, start: str, data: str, languages: Sequence[str]) -> dict[str, Any]:
-    """Fine-tune on the routed completions in some languages."""
+    """Fine-tune on the routed completions in some languages.
+
+    Raises:
+      AyaError: there is no completion in them.
+    """
     rows = _in(_records(context, data), languages)
     if not rows:
         raise AyaError(

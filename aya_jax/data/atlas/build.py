@@ -170,6 +170,9 @@ def text(
 
     Each line states one fact: the thing, the language of the answer where it differs, the answer.
     Arguments as in `build`.
+
+    Raises:
+      AyaError: an unknown language or kind.
     """
     codes, names, targets = _checked(languages, kinds, cross_languages)
     out = []

@@ -80,7 +80,15 @@ def in_language(text: str, code: str, reference: str) -> bool:
 
 
 def check(record: Mapping[str, Any], completion: str) -> Verdict:
-    """Mark a completion of an atlas record against its `answers` and `answer_language`."""
+    """Mark a completion of a record against its `answers` and `answer_language`.
+
+    Correct is what equals one of the answers when both are normalised. A correct completion is in
+    the right language; of any other, see `in_language`.
+
+    Args:
+      record: with `answers`, and `answer_language` or else `language`.
+      completion: any text.
+    """
     clean = normalise(completion)
     correct = any(clean == normalise(answer) for answer in record["answers"])
     code = record.get("answer_language", record["language"])

@@ -41,19 +41,19 @@ def month(index: str, code: str) -> tuple[str, ...]:
 
 @cache
 def territory(iso: str, code: str) -> tuple[str, ...]:
-    """Return the name of a territory."""
+    """Return the name of a territory (ISO 3166), () where CLDR has none."""
     return _unique(locale(code).territories.get(iso, ""))
 
 
 @cache
 def currency(iso: str, code: str) -> tuple[str, ...]:
-    """Return the name of a currency."""
+    """Return the name of a currency (ISO 4217), () where CLDR has none."""
     return _unique(locale(code).currencies.get(iso, ""))
 
 
 @cache
 def language(name: str, code: str) -> tuple[str, ...]:
-    """Return the name of a language."""
+    """Return the name of a language (`name` is its code), () where CLDR has none."""
     return _unique(locale(code).languages.get(name, ""))
 
 

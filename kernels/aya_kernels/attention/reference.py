@@ -17,7 +17,10 @@ def reference_attention(
     softcap: float | None,
     scale: float,
 ) -> jax.Array:
-    """`softmax(softcap(scale * q k^T) + mask) v`; q [B, T, N, H], k and v [B, S, K, H]."""
+    """`softmax(softcap(scale * q k^T) + mask) v`; q [B, T, N, H], k and v [B, S, K, H].
+
+    Returns [B, T, N, H] in the dtype of q; arguments as in `api.attention`.
+    """
     groups = q.shape[2] // k.shape[2]
     k32 = jnp.repeat(k.astype(jnp.float32), groups, axis=2)
     v32 = jnp.repeat(v.astype(jnp.float32), groups, axis=2)

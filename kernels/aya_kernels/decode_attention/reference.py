@@ -14,7 +14,10 @@ def reference_decode_attention(
     softcap: float | None,
     scale: float,
 ) -> jax.Array:
-    """q [B, N, H]; caches [B, S, K, H]; row b sees slots lengths[b] - window .. lengths[b] - 1."""
+    """q [B, N, H]; caches [B, S, K, H]; row b sees slots lengths[b] - window .. lengths[b] - 1.
+
+    Returns [B, N, H] in the dtype of q; arguments as in `api.decode_attention`.
+    """
     groups = q.shape[1] // k_cache.shape[2]
     keys = jnp.repeat(k_cache.astype(jnp.float32), groups, axis=2)
     values = jnp.repeat(v_cache.astype(jnp.float32), groups, axis=2)

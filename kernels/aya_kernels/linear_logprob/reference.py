@@ -13,7 +13,10 @@ def reference_linear_logprob(
     softcap: float | None,
     mask: jax.Array,
 ) -> jax.Array:
-    """`log_softmax(softcap(scale * hidden @ weight.T))[target]`, 0 where `mask` is False."""
+    """`log_softmax(softcap(scale * hidden @ weight.T))[target]`, 0 where `mask` is False.
+
+    Returns float32 [T]; arguments as in `api.linear_logprob`.
+    """
     scores = jnp.einsum(
         "td,vd->tv", hidden.astype(jnp.float32), weight.astype(jnp.float32), precision="highest"
     )

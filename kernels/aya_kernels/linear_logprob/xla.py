@@ -142,5 +142,9 @@ def xla_linear_logprob(
     softcap: float | None,
     mask: jax.Array,
 ) -> jax.Array:
-    """As `reference_linear_logprob`, in memory that does not grow with tokens x vocabulary."""
+    """As `reference_linear_logprob`, in memory that does not grow with tokens x vocabulary.
+
+    Products are in the dtype of the inputs with float32 sums. The gradients to `hidden` and `weight`
+    have their dtypes; `scale` has one too.
+    """
     return _logprob(hidden, weight, targets, jnp.asarray(scale, jnp.float32), mask, softcap)
