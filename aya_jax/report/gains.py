@@ -83,7 +83,7 @@ def gain_chart(
             value = 0.5
             marks.append(_reference(axis, middle, len(steps)))
         name = wrapped(label(model), 9)
-        texts.append(lines(name, y=axis.y(0) + 17, class_="step", **_centred(middle)))
+        texts.append(lines(name, x=across(middle), y=axis.y(0) + 17, class_="step"))
         if value is None:
             continue
         told.append(f"{label(model)} {percent(value)}")

@@ -71,19 +71,17 @@ def tiles(final: str, opponent: str, seeds: Seeds) -> list[dict[str, Any]]:
     """Return the final model's figures with their intervals, one line a seed."""
     out = []
     for metric in TILES:
-        found = {s: m.get(final, {}).get(metric) for s, m in seeds.items()}
-        if not all(found.values()):
+        found = {s: m[final][metric] for s, m in seeds.items() if metric in m.get(final, {})}
+        if not found:
             continue
         lines = [
-            (f"seed {seed}" if len(found) > 1 else "", value_of(metric, f), interval_of(metric, f))
+            (f"seed {seed}" if len(seeds) > 1 else "", value_of(metric, f), interval_of(metric, f))
             for seed, f in found.items()
         ]
-        against = [m.get(opponent, {}).get(metric) for m in seeds.values()]
         note = METRICS[metric][1]
-        if all(against) and final != opponent:
-            note = f"{label(opponent)}: " + ", ".join(
-                figure_text(metric, f) if len(against) == 1 else value_of(metric, f)
-                for f in against
-            )
+        theirs = [m[opponent][metric] for m in seeds.values() if metric in m.get(opponent, {})]
+        if theirs and final != opponent:
+            shown = figure_text if len(seeds) == 1 else value_of
+            note = f"{label(opponent)}: " + ", ".join(shown(metric, f) for f in theirs)
         out.append({"label": METRICS[metric][0], "lines": lines, "note": note})
     return out

@@ -30,8 +30,16 @@ def _interval(
     middle = across(x(figure["value"]))
     point = tag("circle", cx=middle, cy=y, r=4.5, class_=f"point {kind}", **data)
     if "square" in kind.split():
-        place = {"x": middle, "y": y - 4, "transform": "translate(-4)"}
-        point = tag("rect", width=8, height=8, class_=f"point {kind}", **place, **data)
+        point = tag(
+            "rect",
+            x=middle,
+            y=y - 4,
+            width=8,
+            height=8,
+            transform="translate(-4)",
+            class_=f"point {kind}",
+            **data,
+        )
     return tag(
         "g",
         tag("title", title),

@@ -93,7 +93,7 @@ def _node(name: str, entry: Mapping[str, Any] | None, x: float, top: float, widt
             class_=f"node {kind}",
             data_node=name,
         ),
-        lines(texts, x=across(x), y=first, step=step, class_="node-name", text_anchor="middle"),
+        lines(texts, x=across(x), y=first, step=step, class_="node-name"),
         tag(
             "text",
             method,

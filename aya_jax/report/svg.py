@@ -22,7 +22,7 @@ def tag(name: str, *children: Content, **attributes: Content | None) -> Markup:
         if value is not None:
             shown = short(value) if isinstance(value, int | float) else value
             parts.append(f' {key.rstrip("_").replace("_", "-")}="{escape(shown)}"')
-    inside = Markup("").join(children)
+    inside = Markup("").join(map(escape, children))
     return Markup(f"<{name}{''.join(parts)}>") + inside + Markup(f"</{name}>")
 
 
@@ -51,12 +51,10 @@ def chart(title: str, *children: Content, height: float, class_: str = "") -> Ma
     )
 
 
-def lines(
-    texts: Sequence[str], *, x: str, y: float, step: float = 13, **attributes: Content
-) -> Markup:
-    """Return lines of text below one another."""
-    spans = [tag("tspan", text, x=x, dy=None if i == 0 else step) for i, text in enumerate(texts)]
-    return tag("text", *spans, x=x, y=y, **attributes)
+def lines(texts: Sequence[str], *, x: str, y: float, class_: str, step: float = 13.0) -> Markup:
+    """Return lines of text below one another, their middles at `x`."""
+    spans = [tag("tspan", text, x=x, dy=step if i else None) for i, text in enumerate(texts)]
+    return tag("text", *spans, x=x, y=y, class_=class_, text_anchor="middle")
 
 
 def wrapped(text: str, width: int) -> list[str]:
