@@ -94,6 +94,43 @@ def _fit(
     last = merge_checkpoints()
     work.directory.mkdir(parents=True, exist_ok=True)
     store = TrainStore(work.directory / "checkpoints", keep=max(2, last))
+    # `lineage.json` comes last: an attempt that was killed after it has left the model whole, and of
+    # its checkpoints perhaps a part.
+    if not (work.directory / "lineage.json").exists():
+        _train(objective, start, arrays, store=store, work=work)
+        averaged = store.steps()[-last:]
+        lineage = {
+            "stage": work.stage,
+            "kind": "train",
+            "method": method,
+            "parents": [_as_parent(parent)] if parent is not None else [],
+            "data": [fingerprint(list(data))],
+            "examples": len(data),
+            "checkpoints": averaged,
+        }
+        tokenizer.save(work.directory)
+        fill_model(
+            work.directory,
+            config=objective.config.to_hf(reward=objective.reward_head),
+            params=merge_trees([store.load_params(step) for step in averaged]),
+            lineage=lineage,
+        )
+    shutil.rmtree(store.directory, ignore_errors=True)
+    # From the file, which also has what a killed attempt wrote.
+    figures = read_rows(work.directory / HISTORY)[-1]
+    shown = {name: figures[name] for name in SHOWN if name in figures}
+    return {"steps": int(figures["step"]), **shown}
+
+
+def _train(
+    objective: Objective,
+    start: Params,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    store: TrainStore,
+    work: Work,
+) -> None:
+    """Train from the newest checkpoint in `store`, and write the curves."""
     lengths_of_row = [a.shape[1] for name, a in arrays.items() if name.endswith("tokens")]
     done = store.latest_step() or 0
     clock = (done, time.monotonic())
@@ -109,28 +146,7 @@ def _fit(
             shown = {name: kept[name] for name in SHOWN if name in kept}
             work.update(step, int(values["total"]), {**shown, "tokens/s": speed})
 
-        steps = train(objective, start, arrays, store=store, observe=observe)
-    averaged = store.steps()[-last:]
-    lineage = {
-        "stage": work.stage,
-        "kind": "train",
-        "method": method,
-        "parents": [_as_parent(parent)] if parent is not None else [],
-        "data": [fingerprint(list(data))],
-        "examples": len(data),
-        "checkpoints": averaged,
-    }
-    tokenizer.save(work.directory)
-    fill_model(
-        work.directory,
-        config=objective.config.to_hf(reward=objective.reward_head),
-        params=merge_trees([store.load_params(step) for step in averaged]),
-        lineage=lineage,
-    )
-    shutil.rmtree(store.directory)
-    # From the file, which also has what a killed attempt wrote.
-    figures = read_rows(work.directory / HISTORY)[-1]
-    return {"steps": steps, **{name: figures[name] for name in SHOWN if name in figures}}
+        train(objective, start, arrays, store=store, observe=observe)
 
 
 def _as_parent(model: Model) -> dict[str, Any]:

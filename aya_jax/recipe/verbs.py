@@ -78,12 +78,12 @@ def train_verb(verb: str, model: str, data: str, out: str, reference: str | None
             else:
                 job = jobs.sft if verb == "sft" else jobs.reward
                 figures = job(start, records, work=job_work)
-            (work / MARK).unlink()
             commit_directory(work, place)
+            (place / MARK).unlink()
         outcome = "  ".join(f"{k} {v:.4g}" for k, v in figures.items()) + f"  {out}"
     except AyaError:
-        # Without a checkpoint there is nothing to go on from.
-        if not any(work.glob("checkpoints/step_*")):
+        # Without a checkpoint or a whole model there is nothing to go on from.
+        if not any((*work.glob("checkpoints/step_*"), *work.glob("lineage.json"))):
             shutil.rmtree(work, ignore_errors=True)
         raise
     finally:
