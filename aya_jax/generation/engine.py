@@ -42,7 +42,7 @@ def choose(
     """
     scaled = logits_BV / jnp.maximum(temperature, 1e-6)
     if top_k is not None:
-        kth = jax.lax.top_k(scaled, top_k)[0][:, -1:]
+        kth = jax.lax.top_k(scaled, min(top_k, scaled.shape[-1]))[0][:, -1:]
         scaled = jnp.where(scaled < kth, -jnp.inf, scaled)
     if top_p is not None:
         ordered = -jnp.sort(-scaled, axis=-1)
@@ -137,8 +137,19 @@ def sample(
         are compiled.
 
     Raises:
-      AyaError: a prompt leaves no room in the context.
+      AyaError: a prompt leaves no room in the context, or a setting has a value without meaning.
     """
+    for name, value, fits, wanted in (
+        ("max_new_tokens", max_new_tokens, max_new_tokens > 0, "at least 1"),
+        ("temperature", temperature, temperature >= 0, "0 or more"),
+        ("top_k", top_k, top_k is None or top_k > 0, "at least 1"),
+        ("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
+        ("samples", samples, samples > 0, "at least 1"),
+        ("batch_size", batch_size, batch_size > 0, "at least 1"),
+        ("prompt_multiple", prompt_multiple, prompt_multiple > 0, "at least 1"),
+    ):
+        if not fits:
+            raise AyaError(f"sample.{name} is {value}; it must be {wanted}")
     jobs: list[tuple[int, int, list[int]]] = []
     for i, messages in enumerate(conversations):
         ids = tokenizer.encode_chat(messages)
