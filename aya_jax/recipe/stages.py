@@ -17,7 +17,15 @@ from aya_jax.recipe.run_directory import RunDirectory
 from aya_jax.recipe.settings import ROOT, effective_settings
 
 # What only shows results, and so does not change any.
-_NOT_PART_OF_RESULTS = ("report", "cli.py", "progress.py", "metrics.py", "__main__.py")
+_NOT_PART_OF_RESULTS = (
+    "report/",
+    "recipe/summary.py",
+    "recipe/study.py",
+    "cli.py",
+    "progress.py",
+    "metrics.py",
+    "__main__.py",
+)
 
 
 @dataclass
@@ -62,9 +70,9 @@ def code_version() -> str:
     kernels = ROOT / "kernels" / "aya_kernels"
     for base in (package, kernels):
         for path in sorted([*base.rglob("*.py"), *base.rglob("*.json")]):
-            relative = path.relative_to(base)
-            if relative.parts[0] not in _NOT_PART_OF_RESULTS:
-                digest.update(relative.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+            name = path.relative_to(base).as_posix()
+            if not name.startswith(_NOT_PART_OF_RESULTS):
+                digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
