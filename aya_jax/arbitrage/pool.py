@@ -25,15 +25,24 @@ def model_member(model: Model) -> Answerer:
     return answer
 
 
+def _asked(record: Record) -> tuple[str | None, tuple[tuple[str, str], ...]]:
+    """Return what tells one question from another: its language and its turns."""
+    turns = tuple((turn["role"], turn["content"]) for turn in prompt_messages(record))
+    return record.get("language"), turns
+
+
 def recorded_member(records: Sequence[Record]) -> Answerer:
     """Return a pool member that answers with completions recorded for the same prompts.
 
-    A prompt is found by its language and text; None is the answer to one that was not recorded.
+    A prompt is found by its language and its turns, the first record of it counts; None is the
+    answer to one that was not recorded.
     """
-    known = {(r.get("language"), r["prompt"]): r["completion"] for r in records}
+    known: dict[object, str] = {}
+    for record in records:
+        known.setdefault(_asked(record), record["completion"])
 
     def answer(asked: Sequence[Record]) -> list[str | None]:
-        return [known.get((r.get("language"), r["prompt"])) for r in asked]
+        return [known.get(_asked(record)) for record in asked]
 
     return answer
 

@@ -11,7 +11,7 @@ import gin
 from aya_jax.data.atlas import check, poor_completions
 from aya_jax.data.files import stable_hash
 from aya_jax.data.records import Record
-from aya_jax.errors import AyaError
+from aya_jax.errors import AyaError, nearest
 
 FAULTS = ("wrong", "wrong_language", "slip", "translationese", "truncated")
 
@@ -30,13 +30,12 @@ def _poor_of_others(
     poor = {}
     for fault, source in (("wrong", code), ("wrong_language", other)):
         pool = by_language.get(source, ())
-        text = (
-            records[pool[stable_hash(seed, fault, index) % len(pool)]]["completion"]
-            if pool
-            else None
-        )
-        if text and text != record["completion"]:
-            poor[fault] = text
+        if pool:
+            drawn = records[pool[stable_hash(seed, fault, index) % len(pool)]]
+            text = drawn["completion"]
+            # Another answer to the same prompt may be as good.
+            if text and text != record["completion"] and drawn["prompt"] != record["prompt"]:
+                poor[fault] = text
     words = record["completion"].split()
     if len(words) > 3:
         poor["truncated"] = " ".join(words[: len(words) // 3])
@@ -68,8 +67,12 @@ def preference_pairs(
       seed: of all draws.
 
     Raises:
-      AyaError: a record has neither.
+      AyaError: a record has neither, or a fault is unknown.
     """
+    for fault in faults:
+        if fault not in FAULTS:
+            hint = nearest(fault, FAULTS)
+            raise AyaError(f"preference_pairs.faults: unknown fault {fault!r}{hint}")
     pairs = []
     by_language: dict[str | None, list[int]] = {}
     for index, record in enumerate(records):
