@@ -45,7 +45,7 @@ class StageLine:
             self._bar.update(self._task, completed=done, total=total, figures=text)
         elif time.monotonic() - self._printed > PLAIN_INTERVAL:
             self._printed = time.monotonic()
-            self._console.print(f"{self._head}: {text}", highlight=False, markup=False)
+            self._console.print(f"{self._head}: {text}")
 
     def close(self, outcome: str = "") -> None:
         """End the line with the seconds it took and what came of it."""
@@ -53,7 +53,7 @@ class StageLine:
             self._bar.stop()
         seconds = time.monotonic() - self._started
         text = f"{self._head}  {seconds:.1f} s  {outcome}".rstrip()
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text)
 
 
 class Terminal:
@@ -62,7 +62,10 @@ class Terminal:
     def __init__(self, stream: TextIO | None = None) -> None:
         stream = stream or sys.stdout
         width = None if stream.isatty() else 140
-        self.console = Console(file=stream, soft_wrap=True, width=width)
+        # Names and texts of users pass through here: nothing in them is taken for markup.
+        self.console = Console(
+            file=stream, soft_wrap=True, width=width, markup=False, emoji=False, highlight=False
+        )
 
     def stage(self, name: str, number: int, count: int) -> StageLine:
         """Open the line of a stage."""
@@ -70,7 +73,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table; every column but the first is aligned to the right."""
