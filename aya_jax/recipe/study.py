@@ -45,7 +45,8 @@ def compare(reports: Mapping[int, dict[str, Any]], runs: Mapping[int, Finished])
     comparisons: list[dict[str, Any]] = []
     for claim, *arms in CLAIMS:
         pair = [arm.format(**names) for arm in arms]
-        if all(arm in first["models"] for arm in pair):
+        # A recipe without online iterations ends where another arm does: no comparison.
+        if pair[0] != pair[1] and all(arm in first["models"] for arm in pair):
             comparisons.extend(
                 _comparison(claim, metric, pair, reports, runs)
                 for metric in QUESTIONS
