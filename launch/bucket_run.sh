@@ -82,7 +82,7 @@ if [[ -z "$(ls -A "$run_dir")" ]]; then
 fi
 
 child=''
-# shellcheck disable=SC2329 # the trap below calls it
+# shellcheck disable=SC2317,SC2329 # the trap below calls it
 forward() { if [[ -n "$child" ]]; then kill -TERM "$child" 2>/dev/null || true; fi; }
 trap forward TERM HUP
 trap : INT

@@ -15,7 +15,7 @@ NAME` goes on as well.
 
   --name NAME        of the JobSet
   --image IMAGE      made from launch/Dockerfile
-  --claim CLAIM      PersistentVolumeClaim, mounted at /work; RUN_DIR, models and data live on it
+  --claim CLAIM      PersistentVolumeClaim, mounted at /mnt/aya; RUN_DIR, models and data live on it
   --tpu TYPE         gke-tpu-accelerator of the node pool, such as tpu-v5-lite-podslice, tpu-v5p-slice
   --topology TXT     gke-tpu-topology of the node pool, such as 2x4 or 2x2x1
   --gpu TYPE         gke-accelerator of the node pool, such as nvidia-h100-80gb
@@ -29,7 +29,7 @@ NAME` goes on as well.
 
 example:
   launch/gke.sh --name aya --image europe-docker.pkg.dev/mine/aya/aya_jax --claim aya \
-    --tpu tpu-v5-lite-podslice --topology 2x2 --chips 4 configs/recipes/tiny.gin /work/runs/tiny
+    --tpu tpu-v5-lite-podslice --topology 2x2 --chips 4 configs/recipes/tiny.gin /mnt/aya/runs/tiny
 TEXT
 }
 
@@ -63,10 +63,10 @@ done
 [[ -z "$tpu" || -n "$topology" ]] || fail "--topology is missing, for example 2x4"
 [[ -n "$chips" ]] || fail "--chips is missing: how many TPU chips or GPUs a host has"
 ((${#positional[@]} >= 1)) || fail "CONFIG is missing, for example configs/recipes/tiny.gin"
-((${#positional[@]} >= 2)) || fail "RUN_DIR is missing, for example /work/runs/tiny"
+((${#positional[@]} >= 2)) || fail "RUN_DIR is missing, for example /mnt/aya/runs/tiny"
 ((${#positional[@]} == 2)) || fail "unexpected '${positional[2]}'; arguments of aya run come after --"
 config="${positional[0]}" run_dir="${positional[1]}"
-[[ "$run_dir" == /work/?* ]] || fail "RUN_DIR must be under /work, where the claim is mounted, not '$run_dir'"
+[[ "$run_dir" == /mnt/aya/?* ]] || fail "RUN_DIR must be under /mnt/aya, where the claim is mounted, not '$run_dir'"
 [[ "$name" =~ ^[a-z]([-a-z0-9]{0,30}[a-z0-9])?$ ]] \
   || fail "--name must be lower-case letters, digits and hyphens, at most 32, not '$name'"
 whole_number --chips "$chips"

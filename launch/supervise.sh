@@ -42,7 +42,7 @@ fi
 # We are stopped: so is the command, and it is not started again. An interrupt from the terminal
 # reaches the command by itself.
 stopped=false child=''
-# shellcheck disable=SC2329 # the trap below calls it
+# shellcheck disable=SC2317,SC2329 # the trap below calls it
 stop() {
   stopped=true
   if [[ -n "$child" ]]; then kill -TERM "$child" 2>/dev/null || true; fi

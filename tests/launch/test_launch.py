@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -133,11 +134,10 @@ def test_bash_can_read_it(name):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 @pytest.mark.parametrize("name", [*SCRIPTS, "common.sh"])
 def test_shellcheck_finds_nothing(name):
     done = subprocess.run(
-        ["shellcheck", "-x", "-s", "bash", f"launch/{name}"],
+        [Path(sysconfig.get_path("scripts"), "shellcheck"), "-x", "-s", "bash", f"launch/{name}"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -192,13 +192,13 @@ def test_help_names_every_option(script):
         ("gke.sh", [], "--name is missing"),
         ("gke.sh", ["--name", "aya"], "--image is missing"),
         ("gke.sh", ["--name", "aya", "--image", "i"], "--claim is missing"),
-        ("gke.sh", [*GKE, "a.gin", "/work/b"], "--tpu or --gpu is missing"),
-        ("gke.sh", [*GKE_TPU, "--gpu", "x", "a.gin", "/work/b"], "exclude each other"),
-        ("gke.sh", [*GKE, "--tpu", "x", "a.gin", "/work/b"], "--topology is missing"),
+        ("gke.sh", [*GKE, "a.gin", "/mnt/aya/b"], "--tpu or --gpu is missing"),
+        ("gke.sh", [*GKE_TPU, "--gpu", "x", "a.gin", "/mnt/aya/b"], "exclude each other"),
+        ("gke.sh", [*GKE, "--tpu", "x", "a.gin", "/mnt/aya/b"], "--topology is missing"),
         ("gke.sh", [*GKE_TPU, "a.gin"], "RUN_DIR is missing"),
-        ("gke.sh", [*GKE_TPU, "a.gin", "b"], "must be under /work"),
-        ("gke.sh", [*GKE_TPU, "--name", "Aya_1", "a.gin", "/work/b"], "not 'Aya_1'"),
-        ("gke.sh", [*GKE_TPU, "--hosts", "4", "a.gin", "/work/b"], "in one process"),
+        ("gke.sh", [*GKE_TPU, "a.gin", "b"], "must be under /mnt/aya"),
+        ("gke.sh", [*GKE_TPU, "--name", "Aya_1", "a.gin", "/mnt/aya/b"], "not 'Aya_1'"),
+        ("gke.sh", [*GKE_TPU, "--hosts", "4", "a.gin", "/mnt/aya/b"], "in one process"),
         ("slurm.sbatch", ["--dry-run"], "CONFIG is missing"),
         ("slurm.sbatch", ["--dry-run", "a.gin"], "RUN_DIR is missing"),
     ],
@@ -470,7 +470,7 @@ def test_tpu_pod_stops_at_an_error_of_the_run(cloud):
 
 
 def test_gke_fills_a_whole_jobset(cloud):
-    args = [*GKE_TPU, "--spot", "--namespace", "n", "a b.gin", '/work/it\'s "é"']
+    args = [*GKE_TPU, "--spot", "--namespace", "n", "a b.gin", '/mnt/aya/it\'s "é"']
     args += ["--", "--gin_bindings", "x = '$(HOME)'"]
     shown = call("gke.sh", "--dry-run", *args, cloud=cloud)
     assert calls(cloud) == []
@@ -488,7 +488,7 @@ def test_gke_fills_a_whole_jobset(cloud):
     }
     (container,) = pod["containers"]
     assert container["resources"] == {"limits": {"google.com/tpu": 8}}
-    head = ["python", "-m", "aya_jax", "run", "a b.gin", "--run_dir", '/work/it\'s "é"']
+    head = ["python", "-m", "aya_jax", "run", "a b.gin", "--run_dir", '/mnt/aya/it\'s "é"']
     assert container["command"] == [*head, "--gin_bindings", "x = '$$(HOME)'"]
     # An error that the program tells ends the whole; anything else restarts it.
     (rule,) = job["podFailurePolicy"]["rules"]
@@ -501,7 +501,7 @@ def test_gke_fills_a_whole_jobset(cloud):
 
 
 def test_gke_asks_for_gpus(cloud):
-    args = (*GKE, "--gpu", "nvidia-h100-80gb", "--dry-run", "a.gin", "/work/b")
+    args = (*GKE, "--gpu", "nvidia-h100-80gb", "--dry-run", "a.gin", "/mnt/aya/b")
     jobset, _ = yaml.safe_load_all(call("gke.sh", *args, cloud=cloud).stdout)
     pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     assert pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}
