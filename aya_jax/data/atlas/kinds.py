@@ -1,12 +1,13 @@
 """The task kinds: what each one asks (slots) and what CLDR answers, in any of the 23 languages."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from functools import cache
 
-from babel import Locale
+from babel import Locale, localedata
 from babel.dates import format_date
 from babel.lists import format_list
 from babel.numbers import format_currency, format_decimal
@@ -17,7 +18,14 @@ from aya_jax.data.atlas import entities
 
 @cache
 def locale(code: str) -> Locale:
-    """Return CLDR's data of a language."""
+    """Return CLDR's data of a language.
+
+    Babel (2.18) lets languages share what none of them says itself, and writes there what it finds
+    for the first that asks: after the Hebrew months, those of French that stand alone are Hebrew
+    too. So each language is given a copy of its own first.
+    """
+    data = localedata.load(code)
+    data.update(deepcopy(data))
     return Locale.parse(code)
 
 
