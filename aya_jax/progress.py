@@ -21,6 +21,7 @@ class StageLine:
         self._name = name
         self._head = f"{position} {name}"
         self._started = self._printed = time.monotonic()
+        self._first: tuple[int, float] | None = None
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
@@ -39,6 +40,7 @@ class StageLine:
         self, done: int, total: int, figures: Mapping[str, float] | None = None, note: str = ""
     ) -> None:
         """Tell that `done` of `total` steps or items are behind us, with a few figures."""
+        self._first = self._first or (done, time.monotonic())
         shown = " ".join(f"{name} {value:.4g}" for name, value in (figures or {}).items())
         text = f"{note + ' ' if note else ''}{done}/{total} {shown}"
         if self._bar is not None:

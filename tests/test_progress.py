@@ -43,7 +43,8 @@ def test_a_long_stage_speaks_up_now_and_then(monkeypatch):
         line.update(step, 40, {"loss": 2.0 / step, "tokens/s": 12345.6}, note="new")
     line.close()
     lines = told.getvalue().splitlines()
-    assert lines[0] == "[1/9] base: new 16/40 loss 0.125 tokens/s 1.235e+04"
+    # A second a step since the first.
+    assert lines[0] == "[1/9] base: new 16/40 loss 0.125 tokens/s 1.235e+04, 24 s left"
     assert [row.split()[3] for row in lines[:2]] == ["16/40", "32/40"]
     assert lines[2:] == ["[1/9] base  40.0 s"]
     assert "\x1b" not in told.getvalue() and "\r" not in told.getvalue()
