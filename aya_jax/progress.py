@@ -47,7 +47,16 @@ class StageLine:
             self._bar.update(self._task, completed=done, total=total, figures=text)
         elif time.monotonic() - self._printed > PLAIN_INTERVAL:
             self._printed = time.monotonic()
-            self._console.print(f"{self._head}: {text}")
+            self._console.print(f"{self._head}: {text}{self._left(done, total)}")
+
+    def _left(self, done: int, total: int) -> str:
+        """Return how long the rest takes at the pace since the first update of this process."""
+        assert self._first is not None
+        before, started = self._first
+        if done <= before:
+            return ""
+        seconds = (time.monotonic() - started) / (done - before) * (total - done)
+        return f", {seconds:.0f} s left"
 
     def close(self, outcome: str = "") -> None:
         """End the line with the seconds it took and what came of it."""
