@@ -7,7 +7,7 @@ import gin
 
 from aya_jax.arbitrage.arbiter import score
 from aya_jax.data.files import stable_hash
-from aya_jax.data.records import Record, prompt_messages, read_records
+from aya_jax.data.records import Record, name_of, prompt_messages, read_records
 from aya_jax.errors import AyaError
 from aya_jax.generation.engine import sample
 from aya_jax.model import Model, load
@@ -53,18 +53,25 @@ def open_pool(paths: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[st
     A file whose records name a `model` gives one member for each of its models.
 
     Raises:
-      AyaError: a path is neither, or the pool is empty.
+      AyaError: a path is neither, two members have one name, or the pool is empty.
     """
     named = paths.items() if isinstance(paths, Mapping) else ((Path(p).name, p) for p in paths)
     pool: dict[str, Answerer] = {}
+
+    def add(name: str, path: str | Path, member: Answerer) -> None:
+        if name in pool:
+            raise AyaError(f"{path}: the pool has a member called {name!r} already; rename one")
+        pool[name] = member
+
     for name, path in named:
         if Path(path).is_dir():
-            pool[name] = model_member(load(path, reward=False))
+            add(name, path, model_member(load(path, reward=False)))
             continue
         by_model: dict[str, list[Record]] = {}
         for record in read_records(path, required=("prompt", "completion")):
             by_model.setdefault(str(record.get("model", name)), []).append(record)
-        pool.update({model: recorded_member(part) for model, part in by_model.items()})
+        for model, part in by_model.items():
+            add(model, path, recorded_member(part))
     if not pool:
         raise AyaError("the teacher pool is empty; name model directories or JSONL files")
     return pool
@@ -120,7 +127,6 @@ def answer_and_score(
     for record in out:
         if not record["candidates"]:
             raise AyaError(
-                f"record {record.get('id', record['prompt'][:40])!r}: no member of the pool "
-                "answered it; leave it out or add a member"
+                f"{name_of(record)}: no member of the pool answered it; leave it out or add a member"
             )
     return out

@@ -10,7 +10,7 @@ import gin
 
 from aya_jax.data.atlas import check, poor_completions
 from aya_jax.data.files import stable_hash
-from aya_jax.data.records import Record
+from aya_jax.data.records import Record, name_of
 from aya_jax.errors import AyaError, nearest
 
 FAULTS = ("wrong", "wrong_language", "slip", "translationese", "truncated")
@@ -49,6 +49,15 @@ def _poor(record: Record, text: str | None) -> bool:
     return "answers" not in record or not check(record, text).correct
 
 
+def require_lesson(record: Record) -> None:
+    """Raise `AyaError` for a record that a reward model can learn nothing from."""
+    if "completion" not in record and not {"chosen", "rejected"} <= record.keys():
+        raise AyaError(
+            f"{name_of(record)}: a reward model learns from 'chosen' and 'rejected', or from a good "
+            "'completion'; add one or the other"
+        )
+
+
 @gin.configurable(denylist=["records"])
 def preference_pairs(
     records: Sequence[Record], *, faults: Sequence[str] = FAULTS, per_record: int = 2, seed: int = 0
@@ -82,11 +91,7 @@ def preference_pairs(
         if "chosen" in record and "rejected" in record:
             pairs.append(record)
             continue
-        if "completion" not in record:
-            raise AyaError(
-                f"record {record.get('id', record['prompt'][:40])!r}: a reward model learns from "
-                "'chosen' and 'rejected', or from a good 'completion'; add one or the other"
-            )
+        require_lesson(record)
         if "concept" in record:
             made = poor_completions(record, seed=seed)
         else:

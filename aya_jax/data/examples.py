@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aya_jax.data.records import Record, prompt_messages
+from aya_jax.data.records import Record, name_of, prompt_messages
 from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.errors import AyaError
 
@@ -29,19 +29,27 @@ class Example(NamedTuple):
     completion: list[int]
 
 
+def fits(record: Record, completion: str, tokenizer: Tokenizer, max_length: int) -> bool:
+    """Whether a record's prompt and a completion are together at most `max_length` tokens long."""
+    prompt = tokenizer.encode_chat(prompt_messages(record))
+    return len(prompt) + len(tokenizer.encode_completion(completion)) <= max_length
+
+
 def tokenize(record: Record, tokenizer: Tokenizer, *, field: str, max_length: int) -> Example:
     """Tokenise a record's prompt through the chat template, and the completion in `field`.
 
     Raises:
-      AyaError: prompt and completion together are longer than `max_length` tokens.
+      AyaError: there is no such field, or prompt and completion together are longer than
+        `max_length` tokens.
     """
+    if field not in record:
+        raise AyaError(f"{name_of(record)}: field {field!r} is missing; it has {sorted(record)}")
     prompt = tokenizer.encode_chat(prompt_messages(record))
     completion = tokenizer.encode_completion(record[field])
     length = len(prompt) + len(completion)
     if length > max_length:
-        name = record.get("id", record["prompt"][:40])
         raise AyaError(
-            f"record {name!r}: prompt ({len(prompt)} tokens) and {field} ({len(completion)}) exceed "
+            f"{name_of(record)}: prompt ({len(prompt)} tokens) and {field} ({len(completion)}) exceed "
             f"the context of {max_length}; shorten it or raise max_length"
         )
     return Example(prompt, completion)

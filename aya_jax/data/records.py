@@ -121,6 +121,11 @@ def prompt_messages(record: Mapping[str, Any]) -> list[dict[str, str]]:
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
+def name_of(record: Mapping[str, Any]) -> str:
+    """Return what an error message calls a record: by its `id`, or the beginning of its prompt."""
+    return f"record {record.get('id', record['prompt'][:40])!r}"
+
+
 def write_records(path: str | Path, records: Iterable[Mapping[str, Any]]) -> Path:
     """Write records to `path` as one whole file: under another name first, then renamed.
 

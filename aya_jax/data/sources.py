@@ -1,7 +1,6 @@
 """Where a stage's records come from: the built-in atlas, a JSONL file, or a TFDS data set."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import gin
@@ -80,12 +79,23 @@ def _plain(row: dict[str, Any]) -> Record:
     return out
 
 
-def source_fingerprint(source: str) -> str:
+def source_fingerprint(source: str, required: Sequence[str] = ("prompt",)) -> str:
     """Return what tells one state of a source from another: the hash of a file, else its name.
 
-    So a TFDS set that changes under its name is not noticed.
+    So a TFDS set that changes under its name is not noticed. A file is read through, so that a bad
+    line in it is told before the work that comes before its use.
+
+    Args:
+      source: see `records`.
+      required: fields that each record of a file must have.
+
+    Raises:
+      AyaError: the file cannot be read, or a line of it is no record.
     """
-    return fingerprint_file(source) if Path(source).is_file() else source
+    if source == "atlas" or source.startswith(TFDS_PREFIX):
+        return source
+    read_records(source, required)
+    return fingerprint_file(source)
 
 
 @gin.configurable(module="source")

@@ -4,7 +4,7 @@ base -> teachers -> reward models -> arbitrage -> SFT a cluster -> merge -> offl
 merge -> three times (sample, rank, DPO a cluster, merge) -> evaluation.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +21,14 @@ from aya_jax.arbitrage.routers import route
 from aya_jax.data import atlas, sources
 from aya_jax.data.files import fingerprint_file
 from aya_jax.data.languages import LANGUAGES, language_clusters
+from aya_jax.data.records import read_records
 from aya_jax.data.tokenizer import train_tokenizer
 from aya_jax.errors import AyaError, nearest
 from aya_jax.generation.engine import sample
 from aya_jax.merging.merge import merge_into
 from aya_jax.models.config import decoder_config
 from aya_jax.recipe import jobs, tasks
+from aya_jax.recipe.check import check
 from aya_jax.recipe.settings import effective_settings
 from aya_jax.recipe.stages import Stage
 from aya_jax.training.loop import train
@@ -83,8 +85,9 @@ class _Plan:
         run: Callable[..., dict[str, Any]],
         inputs: Sequence[str] = (),
         *,
-        scope: str,
+        scope: str = "",
         uses: Sequence[Callable[..., Any]] = (),
+        required: Sequence[str] = ("prompt",),
         **arguments: Any,
     ) -> str:
         """Add a stage, unless the user brings its result; an input may be the user's as well.
@@ -94,6 +97,7 @@ class _Plan:
           run: see `Stage`; it is also given `arguments`.
           inputs: names of earlier stages or of what the user brings.
           scope, uses: see `Stage`.
+          required: fields that the records of its source must have.
           **arguments: for `run`; they are part of the stage's settings.
         """
         if name in self.outside:
@@ -104,7 +108,8 @@ class _Plan:
             if configurable in uses:
                 bound = effective_settings([configurable], scope)
                 source = bound[f"source.{configurable.__name__}.source"]
-                extra["source (content)"] = sources.source_fingerprint(source)
+                fields = required if configurable is sources.records else ()
+                extra["source (content)"] = sources.source_fingerprint(source, fields)
         stage = Stage(
             name,
             partial(run, **arguments),
@@ -165,12 +170,32 @@ class _Plan:
                 scope=scope,
                 uses=(*SAMPLING, best_against_worst),
                 start=start,
+                max_length=_max_length(f"{scope}/{cluster}" for cluster in self.clusters),
             )
             start = self.add_parts(
                 model, tasks.dpo, start=start, data=data, scope=scope, uses=PREFERENCE
             )
             models.append(start)
         return models
+
+    def add_check(self, asked: Sequence[str], pool: Sequence[str], **lengths: int) -> None:
+        """Add the check of all that is asked; of models, it reads those that the user brings."""
+        models = ("base", "reward", "judge", *(f"teacher.{name}" for name in pool))
+        given = [name for name in models if name in self.outside]
+        reader, positions = "base", None
+        if "base" not in self.outside:
+            reader, settings = "tokenizer", effective_settings([decoder_config], "base")
+            positions = settings["decoder_config.max_position_embeddings"]
+        self.add(
+            "check",
+            check,
+            dict.fromkeys([*asked, reader, *given]),
+            reader=reader,
+            pool=tuple(pool),
+            clusters=self.clusters,
+            positions=positions,
+            **lengths,
+        )
 
     def add_evaluation(self, model: str) -> None:
         """Add the evaluation of one model."""
@@ -229,11 +254,37 @@ def expanse(
     trained, files = dict(teachers or {}), dict(teacher_files or {})
     if not trained and not files:
         raise AyaError("expanse: there is no teacher; set expanse.teachers or .teacher_files")
+    for name in trained.keys() & files.keys():
+        raise AyaError(f"expanse: {name!r} is in teachers and in teacher_files; rename one")
+    for path in files.values():
+        if Path(path).is_file():
+            read_records(path, required=("prompt", "completion"))
     own = {"base": base_model, "reward": reward_model, "judge": judge_model}
     plan = _Plan({**own, **{f"teacher.{name}": path for name, path in files.items()}})
 
+    pool = tuple(dict.fromkeys([*trained, *files]))
+    members = [f"teacher.{name}" for name in pool]
+
+    # All that is asked comes first: what is wrong with it is told before a model is trained.
     if not base_model:
         plan.add("tokenizer", tasks.tokenizer, scope="tokenizer", uses=(*TEXT, train_tokenizer))
+    asked = ["prompts", "evaluation_prompts"]
+    if not (reward_model and judge_model):
+        asked.append("reward_prompts")
+    for name in asked:
+        plan.add(name, tasks.own_records, scope=name, uses=RECORDS)
+    learnt = [f"{stage}/{cluster}" for stage in ("sft", "offline_dpo") for cluster in plan.clusters]
+    max_length = _max_length([*learnt, *(["mixed"] if mixed else [])])
+    max_pair_length = _max_length(["reward", "judge"])
+    iterated = [f"online_dpo/iteration_{i}" for i in range(1, iterations + 1)]
+    plan.add_check(
+        asked,
+        pool,
+        answer=max(map(_max_new_tokens, ["arbitrage", *iterated])),
+        evaluated=_max_new_tokens("evaluation"),
+        max_length=_max_length([*learnt, *(f"{i}/{c}" for i in iterated for c in plan.clusters)]),
+        max_pair_length=max_pair_length,
+    )
     uses: tuple[Callable[..., Any], ...] = (*TEXT, *TRAINING, decoder_config, jobs.new_model)
     plan.add("base", tasks.base, ["tokenizer"], scope="base", uses=uses)
     for name, languages in trained.items():
@@ -243,33 +294,31 @@ def expanse(
             ["base"],
             scope=f"teachers/{name}",
             uses=(*RECORDS, *TRAINING),
+            required=("prompt", "completion"),
             languages=tuple(languages or LANGUAGES),
         )
-    pool = tuple(dict.fromkeys([*trained, *files]))
-    members = [f"teacher.{name}" for name in pool]
-    if not (reward_model and judge_model):
-        plan.add("reward_prompts", tasks.own_records, scope="reward_prompts", uses=RECORDS)
+    if "reward_prompts" in asked:
         plan.add(
             "reward_answers",
             tasks.reward_answers,
-            ["reward_prompts", *members],
+            ["reward_prompts", "base", *members],
             scope="arbitrage",
             uses=(*SAMPLING, ask_some),
             teachers=pool,
+            max_length=max_pair_length,
         )
     uses = (preference_pairs, *TRAINING, jobs.reward_objective, score)
     for half, name in enumerate(("reward", "judge")):
         inputs = ["base", "reward_answers"]
         plan.add(name, tasks.reward, inputs, scope=name, uses=uses, half=half)
-    for name in ("prompts", "evaluation_prompts"):
-        plan.add(name, tasks.own_records, scope=name, uses=RECORDS)
     plan.add(
         "candidates",
         tasks.candidates,
-        ["prompts", "reward", *members],
+        ["prompts", "base", "reward", *members],
         scope="arbitrage",
         uses=SAMPLING,
         teachers=pool,
+        max_length=max_length,
     )
 
     for model in dict.fromkeys([*baselines, "arbitrage_sft"]):
@@ -319,6 +368,15 @@ def expanse(
     for model in evaluated:
         plan.add_evaluation(model)
     return Recipe(tuple(plan.stages), tuple(steps), opponent)
+
+
+def _max_length(scopes: Iterable[str]) -> int:
+    """Return the longest example, in tokens, that the trainings under all of these scopes take."""
+    return min(effective_settings([jobs.lengths], s)["lengths.max_length"] for s in scopes)
+
+
+def _max_new_tokens(scope: str) -> int:
+    return effective_settings([sample], scope)["sample.max_new_tokens"]
 
 
 def _content(path: Path) -> str:

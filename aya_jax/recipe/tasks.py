@@ -1,15 +1,19 @@
 """What each stage of the recipe does in its folder, from its inputs' folders."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 from aya_jax.arbitrage.arbiter import score
 from aya_jax.arbitrage.pairs import best_against_worst
 from aya_jax.arbitrage.pool import Answerer, answer_and_score, ask_some, open_pool
 from aya_jax.arbitrage.preferences import preference_pairs
 from aya_jax.arbitrage.routers import route, routing_counts
+from aya_jax.checkpoints.model_directory import load_config
 from aya_jax.data import sources
+from aya_jax.data.examples import fits
 from aya_jax.data.files import atomic_write, stable_hash
 from aya_jax.data.records import Record, prompt_messages, read_records, write_records
 from aya_jax.data.tokenizer import Tokenizer, train_tokenizer
@@ -18,6 +22,7 @@ from aya_jax.evaluation.evaluate import answer, mark
 from aya_jax.generation.engine import sample
 from aya_jax.merging.merge import merge_into
 from aya_jax.model import load
+from aya_jax.models.config import DecoderConfig
 from aya_jax.recipe import jobs
 from aya_jax.recipe.stages import Context
 
@@ -34,7 +39,8 @@ def _records(context: Context, name: str) -> list[Record]:
     return read_records(place) if place.stat().st_size else []
 
 
-def _in(records: Sequence[Record], languages: Sequence[str]) -> list[Record]:
+def in_languages(records: Sequence[Record], languages: Sequence[str]) -> list[Record]:
+    """Return the records in some languages, or in variants of them."""
     return [r for r in records if r.get("language", "und").split("-")[0] in languages]
 
 
@@ -73,40 +79,66 @@ def teacher(context: Context, *, languages: Sequence[str]) -> dict[str, Any]:
     )
 
 
-def _open_pool(context: Context, teachers: Sequence[str]) -> dict[str, Answerer]:
-    """Return the pool, whose answers are kept as they come: a member is not asked twice."""
+def _open_pool(
+    context: Context, teachers: Sequence[str], max_length: int
+) -> tuple[dict[str, Answerer], Counter[str]]:
+    """Return the pool, whose answers are kept as they come: a member is not asked twice.
+
+    An answer that the base model could not learn, for its length, counts as none; how many of each
+    member there were is in the counter when all have been asked.
+    """
+    place = context.inputs["base"]
+    config = DecoderConfig.from_hf(load_config(place), str(place / "config.json"))
+    tokenizer, limit = Tokenizer.load(place), min(max_length, config.max_position_embeddings)
+    too_long: Counter[str] = Counter()
     pool = open_pool({name: context.inputs[f"teacher.{name}"] for name in teachers})
     shards = context.directory / "answers"
     shards.mkdir(exist_ok=True)
 
     def kept(name: str, ask: Answerer) -> Answerer:
         def answer_once(records: Sequence[Record]) -> list[str | None]:
-            shard = shards / f"{name}.json"
+            shard = shards / f"{quote(name, safe='')}.json"
             if not shard.exists():
                 atomic_write(shard, json.dumps(ask(records), ensure_ascii=False))
             context.line.update(len(list(shards.iterdir())), len(pool), note=name)
-            return json.loads(shard.read_text("utf-8"))
+            answers = json.loads(shard.read_text("utf-8"))
+            for i, (record, text) in enumerate(zip(records, answers, strict=True)):
+                if text and not fits(record, text, tokenizer, limit):
+                    answers[i] = None
+                    too_long[name] += 1
+            return answers
 
         return answer_once
 
-    return {name: kept(name, ask) for name, ask in pool.items()}
+    return {name: kept(name, ask) for name, ask in pool.items()}, too_long
 
 
-def reward_answers(context: Context, *, teachers: Sequence[str]) -> dict[str, Any]:
+def reward_answers(context: Context, *, teachers: Sequence[str], max_length: int) -> dict[str, Any]:
     """A few teachers answer each of the reward models' prompts: poor answers of real models."""
-    rows = ask_some(_records(context, "reward_prompts"), _open_pool(context, teachers))
+    pool, too_long = _open_pool(context, teachers, max_length)
+    rows = ask_some(_records(context, "reward_prompts"), pool)
     write_records(context.directory / RECORDS, rows)
-    return {"answers": sum(len(row["candidates"]) for row in rows)}
+    answers = sum(len(row["candidates"]) for row in rows)
+    return {"answers": answers, "too_long": too_long.total()}
 
 
 def reward(context: Context, *, half: int) -> dict[str, Any]:
     """Train a reward model on the pairs of one half of the prompts, a tenth of them held out."""
     rows = _records(context, "reward_answers")
-    pairs = preference_pairs([r for r in rows if stable_hash("half", r["prompt"]) % 2 == half])
+    model = load(context.inputs["base"], reward=False)
+    limit = min(jobs.lengths()[0], model.config.max_position_embeddings)
+    # A completion that was made of another record's may be too long for this prompt.
+    pairs = [
+        pair
+        for pair in preference_pairs(
+            [r for r in rows if stable_hash("half", r["prompt"]) % 2 == half]
+        )
+        if all(fits(pair, pair[side], model.tokenizer, limit) for side in ("chosen", "rejected"))
+    ]
     held_out = [p for p in pairs if stable_hash("held out", p["prompt"]) % 10 == 0]
     learnt = [p for p in pairs if stable_hash("held out", p["prompt"]) % 10]
     figures = jobs.reward(
-        load(context.inputs["base"], reward=False),
+        model,
         learnt,
         work=_work(context),
     )
@@ -116,13 +148,14 @@ def reward(context: Context, *, half: int) -> dict[str, Any]:
     return figures
 
 
-def candidates(context: Context, *, teachers: Sequence[str]) -> dict[str, Any]:
+def candidates(context: Context, *, teachers: Sequence[str], max_length: int) -> dict[str, Any]:
     """Every teacher answers every prompt, and the reward model scores the answers."""
     arbiter = load(context.inputs["reward"], reward=True)
-    pool = _open_pool(context, teachers)
+    limit = min(max_length, arbiter.config.max_position_embeddings)
+    pool, too_long = _open_pool(context, teachers, limit)
     rows = answer_and_score(_records(context, "prompts"), pool, arbiter)
     write_records(context.directory / RECORDS, rows)
-    return {"prompts": len(rows), "teachers": len(pool)}
+    return {"prompts": len(rows), "teachers": len(pool), "too_long": too_long.total()}
 
 
 def route_candidates(context: Context, *, router: str) -> dict[str, Any]:
@@ -145,7 +178,7 @@ def sft(context: Context, *, start: str, data: str, languages: Sequence[str]) ->
     Raises:
       AyaError: there is no completion in them.
     """
-    rows = _in(_records(context, data), languages)
+    rows = in_languages(_records(context, data), languages)
     if not rows:
         raise AyaError(
             f"{context.name}: '{data}' has no record in {', '.join(languages)}; "
@@ -160,7 +193,7 @@ def sft(context: Context, *, start: str, data: str, languages: Sequence[str]) ->
 
 def dpo(context: Context, *, start: str, data: str, languages: Sequence[str]) -> dict[str, Any]:
     """Preference-train on the pairs in some languages; without any pair the model stays as it is."""
-    rows = _in(_records(context, data), languages)
+    rows = in_languages(_records(context, data), languages)
     if not rows:
         merge_into(context.directory, [context.inputs[start]], stage=context.name)
         return {"pairs": 0}
@@ -185,15 +218,24 @@ def merge_parts(
     return {"models": len(parts)}
 
 
-def online_samples(context: Context, *, start: str) -> dict[str, Any]:
-    """Several completions for each prompt from the newest model, ranked; best against worst."""
+def online_samples(context: Context, *, start: str, max_length: int) -> dict[str, Any]:
+    """Several completions for each prompt from the newest model, ranked; best against worst.
+
+    A completion that could not be learnt, for its length, is left out: text that a model samples may
+    be read in more tokens than it was written in.
+    """
     model = load(context.inputs[start], reward=False)
     prompts = _records(context, "prompts")
     texts = sample(
         model.config, model.params, model.tokenizer, [prompt_messages(r) for r in prompts]
     )
-    flat = [(r, t) for r, answers in zip(prompts, texts, strict=True) for t in answers]
     arbiter = load(context.inputs["reward"], reward=True)
+    limit = min(max_length, *(m.config.max_position_embeddings for m in (model, arbiter)))
+    texts = [
+        [text for text in answers if fits(record, text, model.tokenizer, limit)]
+        for record, answers in zip(prompts, texts, strict=True)
+    ]
+    flat = [(r, t) for r, answers in zip(prompts, texts, strict=True) for t in answers]
     values = iter(score(arbiter, [r for r, _ in flat], [t for _, t in flat]))
     ranked = [
         {
@@ -204,12 +246,17 @@ def online_samples(context: Context, *, start: str) -> dict[str, Any]:
             ],
         }
         for record, answers in zip(prompts, texts, strict=True)
+        if answers
     ]
     rows = best_against_worst(ranked)
     rewards = [c["reward"] for r in ranked for c in r["candidates"]]
     write_records(context.directory / "candidates.jsonl", ranked)
     write_records(context.directory / RECORDS, rows)
-    return {"samples": len(rewards), "reward": sum(rewards) / len(rewards), "pairs": len(rows)}
+    return {
+        "samples": len(rewards),
+        "reward": sum(rewards) / max(len(rewards), 1),
+        "pairs": len(rows),
+    }
 
 
 def evaluate(context: Context, *, model: str) -> dict[str, Any]:
@@ -224,5 +271,5 @@ def evaluate(context: Context, *, model: str) -> dict[str, Any]:
     return {
         metric: sum(float(row[metric]) for row in marked) / len(marked)
         for metric in ("correct", "right_language", "reward", "unused_reward")
-        if metric in marked[0]
+        if all(metric in row for row in marked)
     }
