@@ -75,7 +75,10 @@ def read_tree(directory: Path, name: str, like: Any = None) -> Any:
     for file, checksum in expected.items():
         if actual.get(file) != checksum:
             fault = "is damaged" if file in actual else "is missing"
-            raise AyaError(f"{place / file}: {fault}; restore the checkpoint from a copy")
+            raise AyaError(
+                f"{place / file}: {fault}; restore the checkpoint from a copy, or remove {directory} "
+                "and make it again"
+            )
     with ocp.StandardCheckpointer() as checkpointer:
         if like is None:
             shapes = checkpointer.metadata(place.absolute()).item_metadata.tree

@@ -84,7 +84,8 @@ def test_damage_of_any_file_is_told_by_its_name(tmp_path, how):
         with pytest.raises(AyaError) as error:
             read_tree(tmp_path, "tree")
         fault = "is missing" if how == "gone" else "is damaged"
-        assert str(error.value) == f"{file}: {fault}; restore the checkpoint from a copy"
+        advice = f"restore the checkpoint from a copy, or remove {tmp_path} and make it again"
+        assert str(error.value) == f"{file}: {fault}; {advice}"
         file.write_bytes(whole)
     read_tree(tmp_path, "tree")
 
