@@ -21,6 +21,7 @@ def open_work(partial: Path, fingerprint: str) -> bool:
     """
     mark = partial / MARK
     if mark.exists() and mark.read_text() == fingerprint:
+        _clear_half_written(partial)
         return True
     shutil.rmtree(partial, ignore_errors=True)
     with told_plainly(partial):
@@ -31,6 +32,15 @@ def open_work(partial: Path, fingerprint: str) -> bool:
         partial.rmdir()
         raise
     return False
+
+
+def _clear_half_written(folder: Path) -> None:
+    """Remove what a kill left of files and folders that were not whole: a checkpoint may be large."""
+    for left in list(folder.rglob(".*.tmp")):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)
 
 
 class RunDirectory:
@@ -91,6 +101,10 @@ class RunDirectory:
         """Return the folder of a whole stage."""
         return self.path / "stages" / name
 
+    def _old(self, name: str) -> Path:
+        """Return where a stage's old folder is put before it is removed."""
+        return self.path / "stages" / f"{name}.old"
+
     def entry(self, name: str) -> dict[str, Any]:
         """Return what `run.json` knows of a stage that is whole, {} otherwise."""
         return self.state["stages"].get(name, {}) if self.stage_path(name).is_dir() else {}
@@ -102,6 +116,7 @@ class RunDirectory:
           AyaError: the disk is full or the directory not writable.
         """
         partial = self.path / "stages" / f"{name}.partial"
+        shutil.rmtree(self._old(name), ignore_errors=True)
         if not open_work(partial, fingerprint):
             # Curves of other settings would be drawn into those of this attempt.
             shutil.rmtree(self.path / "metrics" / name, ignore_errors=True)
@@ -116,10 +131,8 @@ class RunDirectory:
         place = self.stage_path(name)
         if place.exists():
             # Half a folder must never stand under a stage's name: out of the way first.
-            old = place.with_name(f"{name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            place.rename(old)
-            shutil.rmtree(old)
+            place.rename(self._old(name))
+            shutil.rmtree(self._old(name))
         self.state["stages"][name] = entry
         self.save()
         commit_directory(place.with_name(f"{name}.partial"), place)

@@ -160,6 +160,23 @@ def test_a_failing_stage_leaves_what_was_made(toys):
     assert (toys.path / "stages" / "b" / "attempts").read_text() == "xx"
 
 
+def test_what_a_kill_left_half_written_is_cleared_away(toys):
+    toys.broken = "b"
+    with pytest.raises(AyaError):
+        toys.execute()
+    partial = toys.path / "stages" / "b.partial"
+    checkpoint = partial / "checkpoints" / ".step_00000002.4711.tmp"
+    checkpoint.mkdir(parents=True)
+    for file in (checkpoint / "arrays", partial / ".records.jsonl.4711.tmp"):
+        file.write_text("half")
+    (toys.path / "stages" / "b.old").mkdir()
+    toys.broken = None
+    toys.execute()
+    assert sorted(p.name for p in (toys.path / "stages").iterdir()) == ["a", "b", "c", "d"]
+    left = [p.name for p in (toys.path / "stages" / "b").rglob("*") if p.is_file()]
+    assert sorted(left) == ["attempts", "fingerprint", "out"]
+
+
 def test_an_attempt_with_other_settings_is_not_gone_on_from(toys):
     toys.broken = "b"
     with pytest.raises(AyaError):
