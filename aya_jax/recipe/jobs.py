@@ -37,13 +37,24 @@ SHOWN = ("loss", "rewards/accuracies", "rewards/margins")
 
 @gin.configurable
 def lengths(*, max_length: int = 1024, multiple: int = 64) -> tuple[int, int]:
-    """Return the longest example in tokens, and what padded lengths are a multiple of."""
+    """Return the longest example in tokens, and what padded lengths are a multiple of.
+
+    Args:
+      max_length: of prompt and completion together, and the length of packed rows; the model's
+        context is the limit where that is shorter.
+      multiple: rows of pairs are padded to a multiple of this many tokens, so that few programs are
+        compiled.
+    """
     return max_length, multiple
 
 
 @gin.configurable
 def merge_checkpoints(*, last: int = 1) -> int:
-    """Return how many of a run's last checkpoints its model is the uniform average of."""
+    """Return how many of a run's last checkpoints its model is the uniform average of.
+
+    Raises:
+      AyaError: `last` is below 1.
+    """
     if last < 1:
         raise AyaError(f"merge_checkpoints.last is {last}; it must be at least 1")
     return last
@@ -168,7 +179,19 @@ def pretrain(
     *,
     work: Work,
 ) -> dict[str, Any]:
-    """Train a fresh decoder (`decoder_config`) on plain text; fill `work` with the model."""
+    """Train a fresh decoder (`decoder_config`) on plain text; fill `work` with the model.
+
+    Args:
+      lines: each one is a document; longer ones are cut to the row.
+      tokenizer: its size and special tokens replace those of the configuration.
+      work: see `Work`.
+
+    Returns:
+      `rows`, `steps` and the last figures.
+
+    Raises:
+      AyaError: see `training.loop.train`.
+    """
     config = replace(
         decoder_config(),
         vocab_size=tokenizer.vocab_size,
@@ -197,7 +220,20 @@ def sft(
     *,
     work: Work,
 ) -> dict[str, Any]:
-    """Fine-tune on `prompt` and `completion`, loss on completion tokens, packed rows."""
+    """Fine-tune on `prompt` and `completion`, loss on completion tokens, packed rows.
+
+    Args:
+      model: a language model, where training starts.
+      records: with `completion`.
+      work: see `Work`.
+
+    Returns:
+      `examples`, `steps` and the last figures.
+
+    Raises:
+      AyaError: a record is longer than `lengths.max_length` or the context, or there is none; see
+        `training.loop.train` for more.
+    """
     limit = min(lengths()[0], model.config.max_position_embeddings)
     examples = [tokenize(r, model.tokenizer, field="completion", max_length=limit) for r in records]
     rows = pack(examples, length=limit)
@@ -238,7 +274,13 @@ def _sequence_logprobs(
 
 
 def sequence_logprobs(model: Model, rows: Rows, *, batch_size: int = 32) -> np.ndarray:
-    """Return float32 [R]: the summed log-probability of each row's completion under `model`."""
+    """Return float32 [R]: the summed log-probability of each row's completion under `model`.
+
+    Args:
+      model: a language model.
+      rows: arrays [R, T]; the tokens under `mask` are summed.
+      batch_size: rows worked out together; the last batch is filled up.
+    """
     out = []
     for start in range(0, len(rows.tokens), batch_size):
         part = [array[start : start + batch_size] for array in rows]
@@ -259,7 +301,13 @@ def dpo_objective(
     label_smoothing: float = 0.0,
     sft_weight: float = 0.0,
 ) -> DPO:
-    """Return DPO's objective with the settings of its stage; see `losses.dpo.dpo_loss`."""
+    """Return DPO's objective with the settings of its stage.
+
+    Args:
+      config: the decoder.
+      beta, variant, label_smoothing: see `losses.dpo.dpo_loss`.
+      sft_weight: see `training.objectives.DPO`.
+    """
     return DPO(config, beta, variant, label_smoothing, sft_weight)
 
 
@@ -272,7 +320,19 @@ def dpo(
 ) -> dict[str, Any]:
     """Preference-train on `prompt`, `chosen` and `rejected`.
 
-    The log-probabilities of the reference (the model itself if absent) are computed once.
+    The log-probabilities of the reference are computed once, before training.
+
+    Args:
+      model: a language model, where training starts.
+      pairs: with `chosen` and `rejected`.
+      work: see `Work`.
+      reference: what the policy is held to; the model itself if absent.
+
+    Returns:
+      `pairs`, `steps` and the last figures.
+
+    Raises:
+      AyaError: there is no pair, or one is too long; see `training.loop.train` for more.
     """
     arrays = _pair_arrays(model, pairs)
     reference = reference or model
@@ -296,7 +356,13 @@ def dpo(
 def reward_objective(
     config: DecoderConfig, *, center_coefficient: float = 0.01, sft_weight: float = 0.0
 ) -> Reward:
-    """Return the objective of a reward model; see `losses.reward.bradley_terry_loss`."""
+    """Return the objective of a reward model.
+
+    Args:
+      config: the decoder.
+      center_coefficient: see `losses.reward.bradley_terry_loss`.
+      sft_weight: see `training.objectives.Reward`.
+    """
     return Reward(config, center_coefficient, sft_weight)
 
 
@@ -306,7 +372,19 @@ def reward(
     *,
     work: Work,
 ) -> dict[str, Any]:
-    """Train a reward model by Bradley-Terry: the decoder of `model` with a scalar head."""
+    """Train a reward model by Bradley-Terry: the decoder of `model` with a scalar head.
+
+    Args:
+      model: a language model, which gets a head of zeros, or a reward model, which is trained on.
+      pairs: with `chosen` and `rejected`.
+      work: see `Work`.
+
+    Returns:
+      `pairs`, `steps` and the last figures.
+
+    Raises:
+      AyaError: there is no pair, or one is too long; see `training.loop.train` for more.
+    """
     start = dict(model.params)
     if not model.is_reward_model:
         start["score"] = init_params(model.config, jax.random.key(0), reward_head=True)["score"]
@@ -324,7 +402,10 @@ def reward(
 
 
 def pair_accuracy(model: Model, pairs: Sequence[Record]) -> Figure:
-    """Return how often a reward model prefers the chosen completion, for each language."""
+    """Return how often a reward model prefers the chosen completion, over all and by language.
+
+    A tie counts as a miss.
+    """
     chosen = score(model, pairs, [pair["chosen"] for pair in pairs])
     rejected = score(model, pairs, [pair["rejected"] for pair in pairs])
     languages = [pair.get("language", "und") for pair in pairs]

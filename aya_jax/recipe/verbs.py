@@ -40,7 +40,7 @@ SETTINGS = (
 
 
 def read_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
-    """Read gin files and bindings for one verb."""
+    """Read gin files and bindings for one verb; see `settings.parse_gin`, also for its errors."""
     parse_gin(files, bindings)
 
 
@@ -91,7 +91,18 @@ def train_verb(verb: str, model: str, data: str, out: str, reference: str | None
 
 
 def generate_verb(model: str, *, data: str | None, prompt: str | None, out: str | None) -> None:
-    """`aya generate`: complete the prompts of a file, or one prompt on the terminal."""
+    """`aya generate`: complete the prompts of a file, or one prompt on the terminal.
+
+    Args:
+      model: a model directory.
+      data: a file of records; each gets a `completion`, or `completions` where `sample.samples` is
+        above 1.
+      prompt: in place of `data`.
+      out: the file to write, with `data`.
+
+    Raises:
+      AyaError: neither a prompt nor both files are given, or one of them cannot be used.
+    """
     loaded = load(model, reward=False)
     if prompt is not None:
         turns = [[{"role": "user", "content": prompt}]]
@@ -111,7 +122,13 @@ def generate_verb(model: str, *, data: str | None, prompt: str | None, out: str 
 
 
 def arbitrate_verb(data: str, teachers: Sequence[str], reward: str, out: str) -> None:
-    """`aya arbitrate`: candidates.jsonl, sft.jsonl and pairs.jsonl into a new folder."""
+    """`aya arbitrate`: candidates.jsonl, sft.jsonl and pairs.jsonl into a new folder.
+
+    Prints how often each teacher was chosen, a line a language.
+
+    Raises:
+      AyaError: a prompt got no answer, `out` exists, or a file or model cannot be used.
+    """
     records = read_records(data)
     arbiter = load(reward, reward=True)
     with atomic_directory(out) as folder:
@@ -125,7 +142,13 @@ def arbitrate_verb(data: str, teachers: Sequence[str], reward: str, out: str) ->
 
 
 def evaluate_verb(model: str, data: str, judge: str, opponent: str | None, out: str) -> None:
-    """`aya evaluate`: the figures of one model as JSON, against an opponent if one is given."""
+    """`aya evaluate`: the figures of one model as JSON, against an opponent if one is given.
+
+    The judge's rewards are called `unused_reward`, as in `report.json`.
+
+    Raises:
+      AyaError: a file or model cannot be used.
+    """
     records = read_records(data)
     judges = {"unused_reward": load(judge, reward=True)}
 
