@@ -17,7 +17,6 @@ from aya_jax.data.examples import fits
 from aya_jax.data.files import atomic_write, stable_hash
 from aya_jax.data.records import Record, prompt_messages, read_records, write_records
 from aya_jax.data.tokenizer import Tokenizer, train_tokenizer
-from aya_jax.errors import AyaError
 from aya_jax.evaluation.evaluate import answer, mark
 from aya_jax.generation.engine import sample
 from aya_jax.merging.merge import merge_into
@@ -173,17 +172,14 @@ def pairs(context: Context) -> dict[str, Any]:
 
 
 def sft(context: Context, *, start: str, data: str, languages: Sequence[str]) -> dict[str, Any]:
-    """Fine-tune on the routed completions in some languages.
+    """Fine-tune on the routed completions in some languages; without any the model stays as it is.
 
-    Raises:
-      AyaError: there is no completion in them.
+    So a single teacher that answered none of a cluster's prompts can still be compared with.
     """
     rows = in_languages(_records(context, data), languages)
     if not rows:
-        raise AyaError(
-            f"{context.name}: '{data}' has no record in {', '.join(languages)}; "
-            "leave that cluster out of language_clusters.groups"
-        )
+        merge_into(context.directory, [context.inputs[start]], stage=context.name)
+        return {"examples": 0}
     return jobs.sft(
         load(context.inputs[start], reward=False),
         rows,

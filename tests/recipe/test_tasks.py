@@ -4,6 +4,7 @@ import io
 
 import jax
 import numpy as np
+import pytest
 
 from aya_jax.data.records import read_records, write_records
 from aya_jax.model import load
@@ -19,11 +20,12 @@ def context(tmp_path, **inputs):
     return Context("offline_dpo.western", directory, inputs, line, tmp_path / "events")
 
 
-def test_without_a_pair_the_model_stays_as_it_is(tmp_path, tiny_model):
+@pytest.mark.parametrize(("train", "count"), [(tasks.dpo, "pairs"), (tasks.sft, "examples")])
+def test_without_data_the_model_stays_as_it_is(tmp_path, tiny_model, train, count):
     (tmp_path / "pairs").mkdir()
     write_records(tmp_path / "pairs" / "records.jsonl", [])
     stage = context(tmp_path, model=tiny_model, pairs=tmp_path / "pairs")
-    assert tasks.dpo(stage, start="model", data="pairs", languages=("de",)) == {"pairs": 0}
+    assert train(stage, start="model", data="pairs", languages=("de",)) == {count: 0}
     made, start = load(stage.directory), load(tiny_model)
     jax.tree.map(np.testing.assert_array_equal, made.params, start.params)
     assert made.lineage["parents"][0]["fingerprint"] == start.lineage["params_fingerprint"]
