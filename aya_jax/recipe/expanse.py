@@ -178,7 +178,7 @@ class _Plan:
             models.append(start)
         return models
 
-    def add_check(self, asked: Sequence[str], pool: Sequence[str], **lengths: int) -> None:
+    def add_check(self, asked: Sequence[str], pool: Sequence[str], **lengths: Any) -> None:
         """Add the check of all that is asked; of models, it reads those that the user brings."""
         models = ("base", "reward", "judge", *(f"teacher.{name}" for name in pool))
         given = [name for name in models if name in self.outside]
@@ -189,7 +189,7 @@ class _Plan:
         self.add(
             "check",
             check,
-            dict.fromkeys([*asked, reader, *given]),
+            list(dict.fromkeys([*asked, reader, *given])),
             reader=reader,
             pool=tuple(pool),
             clusters=self.clusters,
