@@ -42,7 +42,11 @@ class Aya:
         """Start a run and return its process."""
         command = self.command(run_dir, *bindings)
         return subprocess.Popen(
-            command, cwd=ROOT, env=self.environment, stdout=stdout, stderr=subprocess.STDOUT
+            command,
+            cwd=ROOT,
+            env=self.environment,
+            stdout=stdout,
+            stderr=subprocess.STDOUT,
         )
 
     def run(self, run_dir, *bindings, recipe=MICRO):

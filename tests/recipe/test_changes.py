@@ -90,10 +90,9 @@ def test_evaluation_prompts(copied, aya, tmp_path):
     assert f"evaluation_prompts/source.records.source 'atlas' -> '{file}'" in told
     models = copied.report()["models"]
     # Without reference answers there is nothing to check.
-    assert {tuple(figures) for figures in models.values()} == {
-        ("reward", "right_language", "unused_reward"),
-        ("reward", "right_language", "unused_reward", "win_rate"),
-    }
+    for name, figures in models.items():
+        assert set(figures) - {"win_rate"} == {"reward", "right_language", "unused_reward"}
+        assert name == "single_teacher" or "win_rate" in figures
     assert models["online_dpo_2"]["win_rate"]["overall"]["n"] == 3
     write_records(file, asked[:2])
     told = again(copied, aya, expected, source)
@@ -102,17 +101,30 @@ def test_evaluation_prompts(copied, aya, tmp_path):
 
 
 def test_two_runs_at_once(aya, tmp_path):
-    """The second stops at once; the first is not disturbed, and stops when it is asked to."""
+    """The second stops at once, and the first is not disturbed."""
     first = aya.start(tmp_path / "run", stdout=subprocess.PIPE)
     try:
         assert b"tokenizer" in first.stdout.readline()
         line = aya.refused(tmp_path / "run")
         assert "another run is at work in this directory" in line and str(tmp_path / "run") in line
         assert first.poll() is None
-        first.send_signal(signal.SIGINT)
-        told, _ = first.communicate()
     finally:
         first.kill()
-    assert first.returncode == 130
+        first.communicate()
+
+
+@pytest.mark.skipif(
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
+    reason="this session, and so its processes, does not hear of interrupts",
+)
+def test_an_interrupt(aya, tmp_path):
+    run = aya.start(tmp_path / "run", stdout=subprocess.PIPE)
+    try:
+        assert b"tokenizer" in run.stdout.readline()
+        run.send_signal(signal.SIGINT)
+        told, _ = run.communicate()
+    finally:
+        run.kill()
+    assert run.returncode == 130
     assert told.decode().splitlines()[-1] == "aya: stopped; the same command goes on from here"
     assert (tmp_path / "run" / "stages" / "tokenizer").is_dir()

@@ -57,6 +57,11 @@ def some_of_each(rows, count):
     return [row for part in chosen.values() for row in part]
 
 
+def has(row, fields):
+    """Whether a record has all these fields as they are here."""
+    return {name: row.get(name) for name in fields} == fields
+
+
 class Files:
     """Files of one's own, as a user would have them, and the bindings that name them."""
 
@@ -161,7 +166,7 @@ def test_recorded_answers_are_candidates_as_they_are(finished):
     found = defaultdict(int)
     for row in candidates:
         names = [each["model"] for each in row["candidates"]]
-        assert len(set(names)) == len(names) >= 2 and "ours" in names
+        assert len(set(names)) == len(names) and set(names) & set(TEACHERS)
         for each in row["candidates"]:
             found[each["model"]] += 1
             if each["model"] != "ours":
@@ -173,8 +178,12 @@ def test_recorded_answers_are_candidates_as_they_are(finished):
     recorded = sum(key[:2] in asked for key in files.recorded)
     figures = next(s for s in run.report()["stages"] if s["name"] == "candidates")["figures"]
     assert figures["too_long"] == recorded - sum(found[name] for name in TEACHERS) > 0
-    routed = {name for counts in run.report()["routing"]["random"].values() for name in counts}
-    assert routed & set(TEACHERS)
+    routed = {
+        router: {name for counts in by_language.values() for name in counts}
+        for router, by_language in run.report()["routing"].items()
+    }
+    assert routed["random"] >= set(TEACHERS)
+    assert routed["reward"] & set(TEACHERS)
 
 
 @needs_data
@@ -185,14 +194,14 @@ def test_fields_of_ones_own_are_carried_through(finished):
         rows = run.records(stage)
         assert rows
         for row in rows:
-            assert own[row["prompt"]].items() <= row.items()
+            assert has(row, own[row["prompt"]])
     asked = {row["prompt"]: row for row in files.held_out}
     for row in run.records("evaluate.online_dpo_1"):
-        assert asked[row["prompt"]].items() <= row.items()
+        assert has(row, asked[row["prompt"]])
 
 
 def test_a_tfds_name_is_a_source(copied, aya, tmp_path):
-    settings = {"languages": ["de", "ru"], "kinds": ["weekday_name"], "per_language": 3}
+    settings = {"languages": ["de", "ru"], "kinds": ["date_format"], "per_language": 3}
     prepare(tmp_path / "tfds", AtlasConfig(name="mine", **settings))
     aya.succeed(
         copied.path,
@@ -203,7 +212,8 @@ def test_a_tfds_name_is_a_source(copied, aya, tmp_path):
     marked = copied.records("evaluate.online_dpo_2")
     assert {row["id"] for row in marked} == set(expected)
     for row in marked:
-        assert expected[row["id"]].items() <= row.items()
+        # Its completion is now the model's.
+        assert has({**row, "completion": row["answers"][0]}, expected[row["id"]])
     figures = copied.report()["models"]["online_dpo_2"]
     assert figures["correct"]["overall"]["n"] == len(expected) == 6
     assert set(figures["win_rate"]["by_language"]) == {"de", "ru"}
