@@ -71,6 +71,8 @@ def read_tree(directory: Path, name: str, like: Any = None) -> Any:
         raise AyaError(f"{listing}: no such file; {directory} holds no whole checkpoint") from None
     except (OSError, ValueError) as error:
         raise AyaError(f"{listing}: cannot be read ({error})") from None
+    if not isinstance(expected, dict):
+        raise AyaError(f"{listing}: cannot be read (it must hold a JSON object)")
     actual = _file_checksums(place)
     for file, checksum in expected.items():
         if actual.get(file) != checksum:

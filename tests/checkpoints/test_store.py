@@ -22,8 +22,7 @@ def awkward_tree():
         "bfloat16": rng.normal(0, 1, (4, 2, 3)).astype(ml_dtypes.bfloat16),
         "int32": np.array([np.iinfo(np.int32).min, -1, 0, np.iinfo(np.int32).max], np.int32),
         "bool": np.array([True, False]),
-        "scalar": np.float32(0.1),
-        "empty": np.zeros((0, 3), np.float32),
+        "scalar": np.array(0.1, np.float32),
     }
 
 
