@@ -21,7 +21,7 @@ class Killer:
 
     def __init__(self, aya, path, unbroken):
         self.aya, self.path = aya, path
-        self.seconds = unbroken.seconds
+        self.stages, self.seconds = unbroken.stages, unbroken.seconds
         self.trained = {folder.name for folder in (unbroken.path / "metrics").iterdir()}
         self.draw = random.Random(SEED)
         self.notes, self.missed = [], set()
@@ -36,7 +36,7 @@ class Killer:
 
     def kill_in(self, stage):
         """Kill the run inside `stage`; one that was quicker than the kill is killed again."""
-        delay = self.draw.uniform(0, min(self.seconds[stage], 1.0))
+        delay = self.draw.uniform(0, min(self.seconds[stage], 0.6))
         after = self.draw.randrange(3) if stage in self.trained else 0
         for _ in range(12):
             with self.log.open("a") as told:
@@ -53,10 +53,12 @@ class Killer:
                 self.notes.append(f"{note}killed with {self.checkpoints(stage)} checkpoints")
                 return
             self.notes.append(f"{note}too late")
-            self.missed.add(stage)
-            # Once more, and as if the run had not begun the stage after it.
-            for place in (self.path / "stages" / stage, *self.path.glob("stages/*.partial")):
-                shutil.rmtree(place)
+            # Once more, and as if the run had not got beyond this stage.
+            done = self.stages[: self.stages.index(stage)]
+            for place in (self.path / "stages").iterdir():
+                if place.name not in done:
+                    self.missed.add(place.name)
+                    shutil.rmtree(place)
             delay, after = delay / 4, max(0, after - 1)
         pytest.fail(f"{stage} was never killed in time\n{self.told()}")
 
