@@ -17,7 +17,7 @@ import numpy as np
 from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.errors import AyaError
 from aya_jax.models.config import DecoderConfig
-from aya_jax.models.decoder import Cache, Params, decode_step, plain_batch, prefill
+from aya_jax.models.decoder import Params, cache_size, decode_step, plain_batch, prefill
 from aya_jax.models.heads import logits
 
 
@@ -73,9 +73,8 @@ def _sample(
     """Return int32 [B, max_new_tokens], each row closed by `eos_id` and then filled with it."""
     b, p = tokens_BP.shape
     mask = jnp.arange(p) < lengths_B[:, None]
-    hidden, cache = prefill(config, params, plain_batch(tokens_BP, mask))
-    room = ((0, 0), (0, 0), (0, max_new_tokens), (0, 0), (0, 0))
-    cache = Cache(jnp.pad(cache.keys, room), jnp.pad(cache.values, room))
+    slots = cache_size(config, p + max_new_tokens)
+    hidden, cache = prefill(config, params, plain_batch(tokens_BP, mask), slots=slots)
     last = jnp.take_along_axis(hidden, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
 
     def pick(hidden_BD: jax.Array, index: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The language-model head (tied embeddings) and the scalar reward head."""
+"""The language-model head and the scalar reward head."""
 
 from typing import Any
 
@@ -10,11 +10,22 @@ from aya_jax.models.decoder import Batch, Params, hidden_states
 from aya_kernels import linear_logprob
 
 
+def output_embedding(params: Params) -> jax.Array:
+    """Return the matrix [V, D] that logits are made with: `output`, or the tied `embedding`."""
+    return params["output"] if "output" in params else params["embedding"]
+
+
 def logits(config: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Array:
-    """Return float32 logits [..., V] of hidden states [..., D]: `logit_scale * hidden @ E.T`."""
-    embedding = params["embedding"].astype(hidden.dtype)
-    scores = jnp.einsum("...d,vd->...v", hidden, embedding, preferred_element_type=jnp.float32)
-    return scores * config.logit_scale
+    """Return float32 logits [..., V] of hidden states [..., D].
+
+    They are `logit_scale * hidden @ E.T` (Cohere), capped as `cap * tanh(logits / cap)` where the
+    config has `final_logit_softcapping` (Gemma 2, arXiv 2408.00118, section 2).
+    """
+    matrix = output_embedding(params).astype(hidden.dtype)
+    scores = jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=jnp.float32)
+    scores = scores * config.logit_scale
+    cap = config.final_logit_softcapping
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 
 def logprobs_of_hidden(
@@ -32,9 +43,10 @@ def logprobs_of_hidden(
     b, t, d = hidden_BTD.shape
     logprobs = linear_logprob(
         hidden_BTD[:, :-1].reshape(-1, d),
-        params["embedding"].astype(hidden_BTD.dtype),
+        output_embedding(params).astype(hidden_BTD.dtype),
         tokens_BT[:, 1:].reshape(-1),
         scale=config.logit_scale,
+        softcap=config.final_logit_softcapping,
         mask=mask_BT[:, 1:].reshape(-1),
     )
     return jnp.pad(logprobs.reshape(b, t - 1), ((0, 0), (1, 0)))
@@ -48,9 +60,10 @@ def rewards_of_hidden(
     Args:
       params: with a leaf `score` [D].
       hidden_BTD: final hidden states.
-      segment_ids_BT: int32 [B, T], 0 on the padding at the right.
+      segment_ids_BT: int32 [B, T], 0 on padding, which may be on either side.
     """
-    last = jnp.maximum((segment_ids_BT > 0).sum(-1) - 1, 0)
+    places = jnp.arange(segment_ids_BT.shape[1])
+    last = jnp.where(segment_ids_BT > 0, places, 0).max(-1)
     final = jnp.take_along_axis(hidden_BTD, last[:, None, None], axis=1)[:, 0]
     return final.astype(jnp.float32) @ params["score"].astype(jnp.float32)
 

@@ -22,6 +22,7 @@ DEFAULT_RULES: dict[str, Any] = {
     "kv": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
+    "experts": "expert",
     "head": None,
     "layers": None,
 }

@@ -49,7 +49,7 @@ PUBLISHED = {
 SHARED = {
     "vocab_size": 256000,
     "num_key_value_heads": 8,
-    "layer_norm_eps": 1e-5,
+    "norm_eps": 1e-5,
     "max_position_embeddings": 8192,
     "use_qk_norm": False,
     "initializer_range": 0.02,

@@ -1,0 +1,108 @@
+"""Layers that more than one architecture is made of: norms and feed-forward layers.
+
+Shapes: D hidden, F feed-forward, E experts, X experts a token, M tokens.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from aya_jax.models.weights import constant, linear, weight
+
+# GELU's "new" and "pytorch_tanh" are one function, the approximation of arXiv 1606.08415, section 2.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": nn.silu,
+    "relu": nn.relu,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
+}
+
+
+class Norm(nn.Module):
+    """Normalises over the last axis in float32, times a weight of `shape`; it has no bias.
+
+    `kind` is `layer` (mean subtracted, arXiv 1607.06450), `rms` (arXiv 1910.07467) or `gemma`
+    (`rms`, times 1 + weight).
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = constant(self.axes, 0.0 if self.kind == "gemma" else 1.0)
+        factor = jnp.asarray(self.param("weight", init, self.shape, jnp.float32), jnp.float32)
+        if self.kind == "gemma":
+            factor = 1.0 + factor
+        x32 = x.astype(jnp.float32)
+        if self.kind == "layer":
+            x32 = x32 - x32.mean(-1, keepdims=True)
+        scale = jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.epsilon)
+        return (factor * x32 * scale).astype(x.dtype)
+
+
+def gated_mlp(
+    module: nn.Module,
+    x: jax.Array,
+    width: int,
+    *,
+    activation: str,
+    stddev: float,
+    bias: bool = False,
+) -> jax.Array:
+    """Return `down(activation(gate(x)) * up(x))` (arXiv 2002.05202), [..., D] to [..., D].
+
+    The weights `gate`, `up` [D, F] and `down` [F, D], with `bias` their biases too, are parameters
+    of `module`.
+    """
+    d = x.shape[-1]
+    shape, axes = (d, width), ("embed", "mlp")
+    gate = linear(module, "gate", x, shape, axes, stddev, bias=bias)
+    up = linear(module, "up", x, shape, axes, stddev, bias=bias)
+    y = ACTIVATIONS[activation](gate) * up
+    return linear(module, "down", y, shape[::-1], axes[::-1], stddev, bias=bias)
+
+
+def experts_mlp(
+    module: nn.Module,
+    x: jax.Array,
+    width: int,
+    *,
+    experts: int,
+    chosen: int,
+    activation: str,
+    stddev: float,
+) -> jax.Array:
+    """Return the weighted sum of the `chosen` best experts of each token, [..., D] to [..., D].
+
+    Each expert is a `gated_mlp`; the weights are the router's softmax over all experts, scaled to
+    sum to 1 over the chosen ones (Mixtral, arXiv 2401.04088, section 2.1). No token is dropped:
+    tokens are sorted by expert, and each expert multiplies its own run of rows, however long. The
+    weights `router` [D, E], `gate`, `up` [E, D, F] and `down` [E, F, D] are parameters of `module`.
+    """
+    d = x.shape[-1]
+    rows_MD = x.reshape(-1, d)
+    scores = linear(module, "router", rows_MD, (d, experts), ("embed", "experts"), stddev)
+    shares_ME = jax.nn.softmax(scores.astype(jnp.float32))
+    shares_MX, chosen_MX = jax.lax.top_k(shares_ME, chosen)
+    shares_MX = shares_MX / shares_MX.sum(-1, keepdims=True)
+    order = jnp.argsort(chosen_MX.reshape(-1), stable=True)
+    sizes_E = jnp.bincount(chosen_MX.reshape(-1), length=experts).astype(jnp.int32)
+    sorted_rows = rows_MD[order // chosen]
+
+    shape, axes = (experts, d, width), ("experts", "embed", "mlp")
+    back_shape, back_axes = (experts, width, d), ("experts", "mlp", "embed")
+
+    def each(name: str, y: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+        matrices = weight(module, name, shape, axes, stddev).astype(y.dtype)
+        return jax.lax.ragged_dot(y, matrices, sizes_E)
+
+    gate = ACTIVATIONS[activation](each("gate", sorted_rows, shape, axes))
+    out = each("down", gate * each("up", sorted_rows, shape, axes), back_shape, back_axes)
+    out = out[jnp.argsort(order)].reshape(-1, chosen, d)
+    return (out * shares_MX[..., None].astype(out.dtype)).sum(1).reshape(x.shape)
