@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from aya_jax.models.weights import constant, linear, weight
+from aya_jax.sharding.experts import over_experts
 
 # GELU's "new" and "pytorch_tanh" are one function, the approximation of arXiv 1606.08415, section 2.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -86,23 +87,37 @@ def experts_mlp(
     weights `router` [D, E], `gate`, `up` [E, D, F] and `down` [E, F, D] are parameters of `module`.
     """
     d = x.shape[-1]
-    rows_MD = x.reshape(-1, d)
-    scores = linear(module, "router", rows_MD, (d, experts), ("embed", "experts"), stddev)
-    shares_ME = jax.nn.softmax(scores.astype(jnp.float32))
-    shares_MX, chosen_MX = jax.lax.top_k(shares_ME, chosen)
-    shares_MX = shares_MX / shares_MX.sum(-1, keepdims=True)
-    order = jnp.argsort(chosen_MX.reshape(-1), stable=True)
-    sizes_E = jnp.bincount(chosen_MX.reshape(-1), length=experts).astype(jnp.int32)
-    sorted_rows = rows_MD[order // chosen]
+    scores = linear(module, "router", x, (d, experts), ("embed", "experts"), stddev)
+    shares, choices = jax.lax.top_k(jax.nn.softmax(scores.astype(jnp.float32)), chosen)
+    shares = shares / shares.sum(-1, keepdims=True)
+    axes = (("experts", "embed", "mlp"),) * 2 + (("experts", "mlp", "embed"),)
+    shapes = ((experts, d, width),) * 2 + ((experts, width, d),)
+    matrices = [
+        weight(module, name, shape, names, stddev).astype(x.dtype)
+        for name, shape, names in zip(("gate", "up", "down"), shapes, axes, strict=True)
+    ]
 
-    shape, axes = (experts, d, width), ("experts", "embed", "mlp")
-    back_shape, back_axes = (experts, width, d), ("experts", "mlp", "embed")
+    def compute(
+        x: jax.Array,
+        shares: jax.Array,
+        choices: jax.Array,
+        gate: jax.Array,
+        up: jax.Array,
+        down: jax.Array,
+        first: jax.Array,
+    ) -> jax.Array:
+        """Return what the experts from `first` on, as many as `gate` has, add to each token."""
+        here = len(gate)
+        number = choices.reshape(-1) - first
+        number = jnp.where((number >= 0) & (number < here), number, here)
+        order = jnp.argsort(number, stable=True)
+        sizes = jnp.bincount(number, length=here).astype(jnp.int32)
+        rows = x.reshape(-1, d)[order // chosen]
+        inner = ACTIVATIONS[activation](jax.lax.ragged_dot(rows, gate, sizes))
+        out = jax.lax.ragged_dot(inner * jax.lax.ragged_dot(rows, up, sizes), down, sizes)
+        # Rows of experts that are elsewhere come last, and add nothing here.
+        out = jnp.where((number[order] < here)[:, None], out, 0)[jnp.argsort(order)]
+        out = out.reshape(*choices.shape, d) * shares[..., None].astype(out.dtype)
+        return out.sum(-2)
 
-    def each(name: str, y: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
-        matrices = weight(module, name, shape, axes, stddev).astype(y.dtype)
-        return jax.lax.ragged_dot(y, matrices, sizes_E)
-
-    gate = ACTIVATIONS[activation](each("gate", sorted_rows, shape, axes))
-    out = each("down", gate * each("up", sorted_rows, shape, axes), back_shape, back_axes)
-    out = out[jnp.argsort(order)].reshape(-1, chosen, d)
-    return (out * shares_MX[..., None].astype(out.dtype)).sum(1).reshape(x.shape)
+    return over_experts(compute, (x, shares, choices), matrices, axes)

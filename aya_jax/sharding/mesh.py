@@ -72,7 +72,7 @@ def logical_rules(*, rules: Mapping[str, Any] | None = None) -> tuple[tuple[str,
     return tuple({**DEFAULT_RULES, **given}.items())
 
 
-def _mesh_axes(logical: PartitionSpec, rules: tuple[tuple[str, Any], ...]) -> PartitionSpec:
+def mesh_axes(logical: PartitionSpec, rules: tuple[tuple[str, Any], ...]) -> PartitionSpec:
     """Return the mesh axes of one array's logical axes; of two that want the same, one gets it.
 
     The rule that comes first wins; the other axis, and one without a rule, is not split.
@@ -96,7 +96,7 @@ def shardings(logical_specs: Any, mesh: Mesh, rules: tuple[tuple[str, Any], ...]
       rules: see `logical_rules`.
     """
     return jax.tree.map(
-        lambda logical: NamedSharding(mesh, _mesh_axes(logical, rules)),
+        lambda logical: NamedSharding(mesh, mesh_axes(logical, rules)),
         logical_specs,
         is_leaf=lambda node: isinstance(node, PartitionSpec),
     )

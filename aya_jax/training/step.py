@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from aya_jax.losses.total import add
 from aya_jax.models.decoder import Params, logical_axes
+from aya_jax.sharding.experts import placed_on
 from aya_jax.sharding.mesh import batch_sharding, replicated, shardings
 from aya_jax.training.objectives import Arrays, Objective
 from aya_jax.training.optimizer import AdamW
@@ -74,7 +75,8 @@ def train_program(
 
     def gradients(params: Params, batch: Arrays) -> tuple[Params, Any]:
         def loss(params: Params) -> tuple[jax.Array, Any]:
-            total = objective(params, batch)
+            with placed_on(mesh, rules):
+                total = objective(params, batch)
             return total.loss, total
 
         return jax.grad(loss, has_aux=True)(params)

@@ -1,6 +1,6 @@
 """Run by test_step: three steps on one device and on others; prints how far they are apart.
 
-The argument is a JSON list of (objective, sizes of data, fsdp and tensor, micro-batches).
+The argument is a JSON list of (objective, sizes of data, fsdp, tensor and expert, micro-batches).
 """
 
 import json
@@ -28,8 +28,22 @@ CONFIG = DecoderConfig(
     logit_scale=0.5,
     max_position_embeddings=64,
 )
+EXPERTS = DecoderConfig.from_hf(
+    {
+        "model_type": "mixtral",
+        "vocab_size": 48,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+)
 OBJECTIVES = {
     "sft": SFT(CONFIG),
+    "experts": SFT(EXPERTS),
     "dpo": DPO(CONFIG, beta=0.3, sft_weight=0.2),
     "reward": Reward(CONFIG, center_coefficient=0.05, sft_weight=0.2),
 }
@@ -62,16 +76,16 @@ def pairs(rng):
 
 def run(objective, shape, accumulate):
     count = int(np.prod(shape))
-    mesh = Mesh(np.asarray(jax.devices()[:count]).reshape(*shape, 1, 1), AXES)
+    mesh = Mesh(np.asarray(jax.devices()[:count]).reshape(*shape[:3], 1, shape[3]), AXES)
     program = train_program(objective, AdamW(weight_decay=0.1), mesh, logical_rules(), accumulate)
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(
-        lambda: init_params(CONFIG, jax.random.key(0), reward_head=objective.reward_head)
+        lambda: init_params(objective.config, jax.random.key(0), reward_head=objective.reward_head)
     )
     start = jax.tree.map(lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32), shapes)
     state, metrics, moments = program.init(start), [], None
     for _ in range(STEPS):
-        batch = rows(rng) if objective == OBJECTIVES["sft"] else pairs(rng)
+        batch = rows(rng) if isinstance(objective, SFT) else pairs(rng)
         batch = jax.device_put(batch, program.batch_sharding)
         state, figures = program.step(state, batch, jnp.float32(0.01))
         metrics.append({name: float(value) for name, value in figures.items()})
@@ -96,7 +110,7 @@ def farthest(ours, theirs):
 
 
 def main():
-    alone = {name: run(objective, (1, 1, 1), 1) for name, objective in OBJECTIVES.items()}
+    alone = {name: run(objective, (1, 1, 1, 1), 1) for name, objective in OBJECTIVES.items()}
     found = []
     for name, shape, accumulate in json.loads(sys.argv[1]):
         many = run(OBJECTIVES[name], shape, accumulate)

@@ -128,16 +128,19 @@ def test_equal_arguments_share_one_program_and_it_is_compiled_once(config, param
     assert int(state.step) == 3 and program.step._cache_size() == 1
 
 
-# Sizes of (data, fsdp, tensor), micro-batches, and on the first device: the most of the state, rows.
+# Sizes of (data, fsdp, tensor, expert), micro-batches, and on the first device: the most of the state, rows.
 MESHES = {
-    "data": ((8, 1, 1), 1, 1.0, 1),
-    "fsdp": ((1, 8, 1), 1, 0.3, 1),
-    "tensor": ((1, 1, 2), 1, 0.7, 8),
-    "all": ((2, 2, 2), 1, 0.5, 2),
-    "accumulated": ((4, 2, 1), 2, 0.7, 1),
+    "data": ((8, 1, 1, 1), 1, 1.0, 1),
+    "fsdp": ((1, 8, 1, 1), 1, 0.3, 1),
+    "tensor": ((1, 1, 2, 1), 1, 0.7, 8),
+    "all": ((2, 2, 2, 1), 1, 0.5, 2),
+    "accumulated": ((4, 2, 1, 1), 2, 0.7, 1),
+    "expert": ((1, 1, 1, 4), 1, 0.6, 8),
+    "expert and all": ((1, 2, 2, 2), 2, 0.2, 4),
 }
 SPREAD = [
-    *(("sft", mesh) for mesh in MESHES),
+    *(("sft", mesh) for mesh in ("data", "fsdp", "tensor", "all", "accumulated")),
+    *(("experts", mesh) for mesh in ("fsdp", "expert", "expert and all")),
     *((objective, mesh) for objective in ("dpo", "reward") for mesh in ("tensor", "all")),
 ]
 
