@@ -1,4 +1,9 @@
+from functools import partial
+
+import jax
 import pytest
+
+from aya_jax.models.decoder import init_params
 
 SIZES = {
     "vocab_size": 48,
@@ -53,3 +58,15 @@ FAMILIES = {
 def family(request):
     """The small `config.json` of a family, each in turn."""
     return {**SIZES, **FAMILIES[request.param]}
+
+
+@pytest.fixture(scope="session")
+def quick_jit():
+    """`jax.jit` for programs that run for a moment: compiling them well costs more than it saves."""
+    return partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
+
+
+@pytest.fixture(scope="session")
+def fresh(quick_jit):
+    """`init_params`, compiled as one program."""
+    return quick_jit(init_params, static_argnums=0)

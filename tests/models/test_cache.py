@@ -1,7 +1,8 @@
 """Prompts filled in and then one token at a time give what the whole text gives at once."""
 
+from functools import partial
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,7 +11,6 @@ from aya_jax.models.decoder import (
     cache_size,
     decode_step,
     hidden_states,
-    init_params,
     plain_batch,
     prefill,
 )
@@ -29,28 +29,31 @@ def padded(tokens, lengths, width, side):
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_prefill_and_decoding_equal_the_full_forward_at_every_position(family, side):
+def test_prefill_and_decoding_equal_the_full_forward_at_every_position(
+    family, side, fresh, quick_jit
+):
     config = DecoderConfig.from_hf(family)
-    params = init_params(config, jax.random.key(0))
+    params = fresh(config, jax.random.key(0))
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, config.vocab_size, (3, 20)).astype(np.int32)
     rows, mask = padded(tokens, LENGTHS, 20, "right")
-    full = np.asarray(hidden_states(config, params, plain_batch(rows, mask)))
+    full = np.asarray(quick_jit(partial(hidden_states, config))(params, plain_batch(rows, mask)))
 
     prompt_rows, prompt_mask = padded(tokens, PROMPTS, 12, side)
     slots = cache_size(config, 20)
     batch = plain_batch(prompt_rows, prompt_mask)
-    hidden, cache = prefill(config, params, batch, slots=slots)
+    fill = quick_jit(partial(prefill, config, slots=slots))
+    hidden, cache = fill(params, batch)
     assert cache.keys.shape[2] == slots
     for row in range(3):
         expected = full[row, : PROMPTS[row]]
         np.testing.assert_allclose(hidden[row][prompt_mask[row]], expected, atol=2e-5)
-    step = jax.jit(lambda cache, tokens, places: decode_step(config, params, cache, tokens, places))
+    step = quick_jit(partial(decode_step, config))
     for number in range(20 - PROMPTS.min()):
         # A row that has come to its end repeats its last token, which changes nothing before it.
         places = np.minimum(PROMPTS + number, LENGTHS - 1)
         now = tokens[np.arange(3), places]
-        hidden, cache = step(cache, jnp.asarray(now), jnp.asarray(places))
+        hidden, cache = step(params, cache, now, places)
         for row in np.flatnonzero(PROMPTS + number < LENGTHS):
             np.testing.assert_allclose(hidden[row], full[row, places[row]], atol=2e-5)
 

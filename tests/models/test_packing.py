@@ -9,7 +9,7 @@ import pytest
 
 from aya_jax.models import decoder
 from aya_jax.models.config import DecoderConfig
-from aya_jax.models.decoder import Batch, hidden_states, init_params
+from aya_jax.models.decoder import Batch, hidden_states
 from aya_jax.models.heads import logits, target_logprobs
 
 LENGTHS = (7, 3, 9, 1, 6)
@@ -30,10 +30,10 @@ def rows_of(documents, layout, width):
 
 
 @pytest.mark.parametrize("backend", ["reference", "xla", "pallas"])
-def test_packed_equals_unpacked(family, backend, monkeypatch):
+def test_packed_equals_unpacked(family, backend, monkeypatch, fresh, quick_jit):
     monkeypatch.setattr(decoder, "attention", partial(decoder.attention, backend=backend))
     config = DecoderConfig.from_hf(family)
-    params = init_params(config, jax.random.key(0))
+    params = fresh(config, jax.random.key(0))
     rng = np.random.default_rng(1)
     documents = [rng.integers(1, config.vocab_size, length) for length in LENGTHS]
     # Empty rows give both the same shape, hence one program.
@@ -43,7 +43,7 @@ def test_packed_equals_unpacked(family, backend, monkeypatch):
     def loss(params, batch, mask):
         return -target_logprobs(config, params, batch, mask).sum() / mask.sum()
 
-    @jax.jit
+    @quick_jit
     def measured(batch, mask):
         hidden = hidden_states(config, params, batch)
         return logits(config, params, hidden), *jax.value_and_grad(loss)(params, batch, mask)
