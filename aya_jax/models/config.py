@@ -21,6 +21,19 @@ _SIZES = (
     "num_hidden_layers",
     "num_attention_heads",
 )
+_NUMBERS = (
+    "head_dim",
+    "norm_eps",
+    "rope_theta",
+    "sliding_window",
+    "logit_scale",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "num_local_experts",
+    "num_experts_per_tok",
+    "initializer_range",
+)
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 # Fields of a `config.json` that change the numbers, and the only value we compute with.
 _NEUTRAL = {
@@ -80,6 +93,7 @@ class DecoderConfig:
     other: str = field(default="{}", compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         if not self.head_dim:
             if self.hidden_size % self.num_attention_heads:
                 raise AyaError(
@@ -91,6 +105,16 @@ class DecoderConfig:
             kind = FULL if self.sliding_window is None else SLIDING
             object.__setattr__(self, "layer_types", (kind,) * self.num_hidden_layers)
         self._check()
+
+    def _check_numbers(self) -> None:
+        for name in (*_SIZES, "num_key_value_heads", "max_position_embeddings"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise AyaError(f"config: {name} must be a whole number above 0, not {value!r}")
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, int | float):
+                raise AyaError(f"config: {name} must be a number, not {value!r}")
 
     def _check(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -224,7 +248,6 @@ class DecoderConfig:
             values[option] = config.get(option, default)
         values["layer_types"] = _layer_types(config, values, family)
         values.pop("use_sliding_window", None)
-        # Qwen's files name a window that no layer has, and null stands for an option's neutral value.
         for option in ("attention_bias", "mlp_bias", "use_qk_norm"):
             if option in values:
                 values[option] = bool(values[option])
@@ -232,8 +255,6 @@ class DecoderConfig:
             return cls(**values, model_type=name, other=json.dumps(dict(config), sort_keys=True))
         except AyaError as error:
             raise AyaError(str(error).replace("config:", f"{where}:", 1)) from None
-        except TypeError as error:
-            raise AyaError(f"{where}: a field has a value of the wrong kind ({error})") from None
 
 
 def _layer_types(
