@@ -78,7 +78,24 @@ def fill_model(
       AyaError: the disk is full, or the folder not writable.
     """
     write_tree(directory, "params", params)
-    whole = {**lineage, "params_fingerprint": params_fingerprint(params)}
+    describe_model(directory, config=config, lineage=lineage, checksums=leaf_checksums(params))
+
+
+def describe_model(
+    directory: Path,
+    *,
+    config: Mapping[str, Any],
+    lineage: Mapping[str, Any],
+    checksums: Mapping[str, str],
+) -> None:
+    """Write `config.json` and `lineage.json` of parameters whose leaves have the given checksums.
+
+    Arguments as in `save_model` and as `leaf_checksums` returns.
+
+    Raises:
+      AyaError: the disk is full, or the folder not writable.
+    """
+    whole = {**lineage, "params_fingerprint": fingerprint(checksums)}
     for name, content in (("config.json", config), ("lineage.json", whole)):
         atomic_write(directory / name, json.dumps(content, indent=1, sort_keys=True) + "\n")
 

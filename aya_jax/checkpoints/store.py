@@ -15,6 +15,8 @@ from aya_jax.errors import AyaError
 
 CHECKSUMS = "checksums.json"
 RESERVE = 1 << 20
+# Leaves above this size are cut into chunks below it, and those of a stack at least at each layer.
+CHUNK = 64 << 20
 
 # Orbax tells every save, restore and failure through absl; a failure is raised as well.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -25,10 +27,15 @@ def leaf_checksums(tree: Any) -> dict[str, str]:
     sums = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.asarray(leaf)
-        head = f"{array.dtype.name}{array.shape}".encode()
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        sums[name] = hashlib.sha256(head + array.tobytes()).hexdigest()
+        checksum = leaf_checksum(array.dtype, array.shape)
+        checksum.update(array.tobytes())
+        sums[jax.tree_util.keystr(path, simple=True, separator="/")] = checksum.hexdigest()
     return dict(sorted(sums.items()))
+
+
+def leaf_checksum(dtype: np.dtype, shape: tuple[int, ...]) -> Any:
+    """Return the sha256 of a leaf, which its bytes in C order are still to be added to."""
+    return hashlib.sha256(f"{dtype.name}{shape}".encode())
 
 
 def _file_checksums(place: Path) -> dict[str, str]:
@@ -47,8 +54,20 @@ def write_tree(directory: Path, name: str, tree: Any) -> None:
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     require_space(directory, size + RESERVE)
     with told_plainly(place), ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(place.absolute(), tree, force=True)
-    sums = _file_checksums(place)
+        checkpointer.save(place.absolute(), tree, force=True, save_args=jax.tree.map(_cut, tree))
+    list_files(directory, name)
+
+
+def _cut(leaf: Any) -> ocp.SaveArgs:
+    if leaf.size * leaf.dtype.itemsize <= CHUNK:
+        return ocp.SaveArgs()
+    # What is large and has three axes or more is a stack of the layers' matrices.
+    return ocp.SaveArgs(chunk_byte_size=CHUNK, shard_axes=(0,) if leaf.ndim > 2 else ())
+
+
+def list_files(directory: Path, name: str) -> None:
+    """Write the checksums of a tree's files beside it."""
+    sums = _file_checksums(directory / name)
     atomic_write(directory / f"{name}.{CHECKSUMS}", json.dumps(sums, indent=1) + "\n")
 
 
@@ -63,6 +82,17 @@ def read_tree(directory: Path, name: str, like: Any = None) -> Any:
     Raises:
       AyaError: a file is missing, truncated or changed; the message names it.
     """
+    check_files(directory, name)
+    place = directory / name
+    with ocp.StandardCheckpointer() as checkpointer:
+        if like is None:
+            shapes = checkpointer.metadata(place.absolute()).item_metadata.tree
+            like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+        return checkpointer.restore(place.absolute(), like)
+
+
+def check_files(directory: Path, name: str) -> None:
+    """Raise `AyaError` unless a tree's files are those that were written; the message names one."""
     place = directory / name
     listing = directory / f"{name}.{CHECKSUMS}"
     try:
@@ -81,8 +111,3 @@ def read_tree(directory: Path, name: str, like: Any = None) -> Any:
                 f"{place / file}: {fault}; restore the checkpoint from a copy, or remove {directory} "
                 "and make it again"
             )
-    with ocp.StandardCheckpointer() as checkpointer:
-        if like is None:
-            shapes = checkpointer.metadata(place.absolute()).item_metadata.tree
-            like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
-        return checkpointer.restore(place.absolute(), like)

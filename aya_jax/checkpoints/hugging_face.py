@@ -1,0 +1,348 @@
+"""Hugging Face model directories: read onto devices, converted to ours, and made of ours.
+
+Nothing here holds a whole model in memory but what `load_params` returns: a conversion holds one
+tensor, twice.
+"""
+
+import fnmatch
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aya_jax.checkpoints.model_directory import copy_tokenizer, describe_model, load_config
+from aya_jax.checkpoints.safetensors import (
+    BLOCK,
+    INDEX,
+    SINGLE,
+    Range,
+    Safetensors,
+    write_safetensors,
+)
+from aya_jax.checkpoints.slices import Leaf, LeafPath, nested, open_slices, write_slices
+from aya_jax.checkpoints.store import RESERVE, leaf_checksum
+from aya_jax.data.files import atomic_directory, atomic_write, fingerprint_file, require_space
+from aya_jax.errors import AyaError
+from aya_jax.models.config import DecoderConfig
+from aya_jax.models.names import HFTensor, hf_tensors
+
+SCORE = "score.weight"
+# Of a tied model, what some files repeat: it must be the embedding once more.
+REPEATED = ("lm_head.weight",)
+# Constants that old versions of transformers wrote among the weights.
+BUFFERS = ("*.rotary_emb.inv_freq", "*.masked_bias")
+
+Progress = Callable[[int, int], None]
+
+
+def is_hugging_face(path: str | Path) -> bool:
+    """Whether a directory has safetensors, and so is not one of ours."""
+    return any(Path(path, name).is_file() for name in (SINGLE, INDEX))
+
+
+def load_params(
+    path: str | Path,
+    config: DecoderConfig,
+    *,
+    dtype: Any = None,
+    reward: bool | None = None,
+    shardings: Any = None,
+) -> Any:
+    """Return the parameters of a Hugging Face directory as arrays on devices.
+
+    Args:
+      path: the directory.
+      config: of its `config.json`.
+      dtype: of the parameters; as they are in the files if absent.
+      reward: whether a scalar head is expected; as the files have it if absent.
+      shardings: a tree of shardings like the parameters. Each process then reads only the slices
+        that its devices hold. Without it all are on the default device.
+
+    Raises:
+      AyaError: a file is missing or damaged, or does not hold what the config says; see
+        `Safetensors`.
+    """
+    with Safetensors(path) as files:
+        leaves = _matched(files, config, reward)
+        params: dict[LeafPath, Any] = {}
+        for leaf, tensors in leaves.items():
+            shape = _shape(tensors)
+            kind = np.dtype(_dtype(files, leaf, tensors) if dtype is None else dtype)
+            if shardings is None:
+                whole = _read(files, tensors, kind, [(0, size) for size in shape])
+                params[leaf] = jnp.asarray(whole)
+                continue
+            sharding = shardings
+            for key in leaf:
+                sharding = sharding[key]
+            read = _reader(files, tensors, kind, shape)
+            params[leaf] = jax.make_array_from_callback(shape, sharding, read)
+    return nested(params)
+
+
+def hf_to_aya(
+    source: str | Path,
+    out: str | Path,
+    *,
+    dtype: Any = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Make a model directory of a Hugging Face directory, whole or not at all.
+
+    Args:
+      source: the Hugging Face directory.
+      out: the model directory to make.
+      dtype: of the parameters; as they are in the files if absent.
+      progress: is told how many leaves of how many are written.
+
+    Raises:
+      AyaError: the config asks for something that is not supported, the files are damaged or do not
+        hold what the config says, `out` exists, or the disk is full.
+    """
+    source, out = Path(source), Path(out)
+    config = _read_config(source)
+    with Safetensors(source) as files, atomic_directory(out) as folder:
+        leaves = _matched(files, config, None)
+        copy_tokenizer(source, folder)
+        plan = {}
+        for path, tensors in leaves.items():
+            kind = np.dtype(_dtype(files, path, tensors) if dtype is None else dtype)
+            plan[path] = Leaf(kind, _shape(tensors), len(tensors[0].index))
+        checksums = {}
+        with write_slices(folder, "params", plan) as stores:
+            for done, (path, tensors) in enumerate(leaves.items()):
+                checksums["/".join(path)] = _copy_leaf(files, tensors, plan[path], stores[path])
+                if progress is not None:
+                    progress(done + 1, len(leaves))
+        describe_model(
+            folder,
+            config=config.to_hf(reward=("score",) in leaves),
+            lineage={
+                "stage": "convert",
+                "kind": "convert",
+                "method": "hf-to-aya",
+                "parents": [],
+                "source": source.resolve().name,
+                "files": {file.name: fingerprint_file(file) for file in files.files},
+            },
+            checksums=checksums,
+        )
+    return out
+
+
+def aya_to_hf(
+    source: str | Path,
+    out: str | Path,
+    *,
+    dtype: Any = None,
+    max_shard_size: int = 5_000_000_000,
+    progress: Progress | None = None,
+) -> Path:
+    """Make a Hugging Face directory of a model directory, whole or not at all.
+
+    Args:
+      source: the model directory.
+      out: the Hugging Face directory to make.
+      dtype: of the tensors; that of the parameters if absent.
+      max_shard_size: see `write_safetensors`.
+      progress: is told how many leaves of how many are written.
+
+    Raises:
+      AyaError: the model directory is damaged or does not hold what its config says, `out` exists,
+        or the disk is full.
+    """
+    source, out = Path(source), Path(out)
+    if is_hugging_face(source):
+        raise AyaError(f"{source}: is a Hugging Face directory; give one of ours")
+    config = _read_config(source)
+    stores = open_slices(source, "params")
+    reward = ("score",) in stores
+    tensors = hf_tensors(config, reward=reward)
+    leaves = _by_leaf(tensors)
+    _check_leaves(source, stores, leaves)
+
+    def kind(leaf: LeafPath) -> np.dtype:
+        return np.dtype(stores[leaf].dtype.numpy_dtype if dtype is None else dtype)
+
+    told = config.to_hf(reward=reward)
+    # transformers loads a model in the dtype that its config tells.
+    told["dtype" if "dtype" in told else "torch_dtype"] = kind(("embedding",)).name
+    with atomic_directory(out) as folder:
+        copy_tokenizer(source, folder)
+        size = sum(kind(t.leaf).itemsize * math.prod(t.shape) for t in tensors)
+        require_space(folder, size + RESERVE)
+        plan = {t.name: (kind(t.leaf), t.shape) for t in tensors}
+        with write_safetensors(folder, plan, max_shard_size=max_shard_size) as put:
+            for done, (leaf, members) in enumerate(leaves.items()):
+                for t in members:
+                    part = stores[leaf][t.index].read().result()
+                    put(t.name, t.from_leaf(part.astype(kind(leaf), copy=False)))
+                if progress is not None:
+                    progress(done + 1, len(leaves))
+        atomic_write(folder / "config.json", json.dumps(told, indent=2, sort_keys=True) + "\n")
+    return out
+
+
+def _read_config(path: Path) -> DecoderConfig:
+    return DecoderConfig.from_hf(load_config(path), str(path / "config.json"))
+
+
+def _by_leaf(tensors: Sequence[HFTensor]) -> dict[LeafPath, list[HFTensor]]:
+    """Return the tensors that make up each leaf, in the order of the leaf's bytes."""
+    leaves: dict[LeafPath, list[HFTensor]] = {}
+    for tensor in tensors:
+        leaves.setdefault(tensor.leaf, []).append(tensor)
+    return {leaf: sorted(members, key=lambda t: t.index) for leaf, members in leaves.items()}
+
+
+def _shape(tensors: Sequence[HFTensor]) -> tuple[int, ...]:
+    """Return the shape of the leaf that tensors make up."""
+    last = tensors[-1]
+    return (*(i + 1 for i in last.index), *last.part)
+
+
+def _matched(
+    files: Safetensors, config: DecoderConfig, reward: bool | None
+) -> dict[LeafPath, list[HFTensor]]:
+    """Return the tensors of each leaf; raise `AyaError` where the files hold others."""
+    reward = SCORE in files.tensors if reward is None else reward
+    tensors = hf_tensors(config, reward=reward)
+    expected = {tensor.name: tensor for tensor in tensors}
+    there = files.tensors
+    advice = "; the files and config.json do not belong together"
+    missing = [name for name in expected if name not in there]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise AyaError(f"{files.directory}: tensor '{missing[0]}' is missing{more}{advice}")
+    extra = [
+        name
+        for name in there
+        if name not in expected and not any(fnmatch.fnmatch(name, each) for each in BUFFERS)
+    ]
+    for name in extra:
+        if name not in REPEATED:
+            raise AyaError(f"{there[name].file}: nothing is known of tensor '{name}'{advice}")
+    for name, tensor in expected.items():
+        if there[name].shape != tensor.shape:
+            raise AyaError(
+                f"{there[name].file}: tensor '{name}' has shape {there[name].shape}, but "
+                f"config.json makes it {tensor.shape}"
+            )
+    embedding = next(t.name for t in tensors if t.leaf == ("embedding",))
+    for name in extra:
+        if not _equal(files, name, embedding):
+            raise AyaError(
+                f"{there[name].file}: tensor '{name}' is not '{embedding}', but config.json says "
+                "tie_word_embeddings; set it to false there if the model is not tied"
+            )
+    return _by_leaf(tensors)
+
+
+def _equal(files: Safetensors, one: str, other: str) -> bool:
+    """Whether two tensors have the same bytes."""
+    a, b = files.tensors[one], files.tensors[other]
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    rows = max(1, BLOCK // (a.dtype.itemsize * a.shape[1]))
+    for first in range(0, a.shape[0], rows):
+        part = [(first, min(first + rows, a.shape[0])), (0, a.shape[1])]
+        if files.read(one, None, part).tobytes() != files.read(other, None, part).tobytes():
+            return False
+    return True
+
+
+def _dtype(files: Safetensors, leaf: LeafPath, tensors: Sequence[HFTensor]) -> np.dtype:
+    """Return the dtype that all tensors of a leaf have."""
+    first = files.tensors[tensors[0].name]
+    for tensor in tensors:
+        other = files.tensors[tensor.name]
+        if other.dtype != first.dtype:
+            raise AyaError(
+                f"{other.file}: tensor '{tensor.name}' is {other.dtype.name}, '{tensors[0].name}' "
+                f"{first.dtype.name}; they make up one array, '{'/'.join(leaf)}': give a dtype"
+            )
+    return first.dtype
+
+
+def _read(
+    files: Safetensors, tensors: Sequence[HFTensor], dtype: np.dtype, ranges: Sequence[Range]
+) -> np.ndarray:
+    """Return a part of a leaf: what each tensor adds to it is read, and no more."""
+    stacked = len(tensors[0].index)
+    out = np.empty([stop - start for start, stop in ranges], dtype)
+    for tensor in tensors:
+        place = [i - start for i, (start, _) in zip(tensor.index, ranges, strict=False)]
+        if all(0 <= i < size for i, size in zip(place, out.shape, strict=False)):
+            out[tuple(place)] = _read_part(files, tensor, ranges[stacked:])
+    return out
+
+
+def _read_part(files: Safetensors, tensor: HFTensor, ranges: Sequence[Range]) -> np.ndarray:
+    """Return the part of a tensor that `tensor.to_leaf(whole)[ranges]` is."""
+    part = tensor.part
+    if not tensor.transpose:
+        return files.read(tensor.name, part, ranges)
+    # In the file the outputs, the last axes of the part, come first.
+    split = next(i for i in range(len(part) + 1) if math.prod(part[:i]) == tensor.shape[1])
+    array = files.read(
+        tensor.name, (*part[split:], *part[:split]), (*ranges[split:], *ranges[:split])
+    )
+    axes = range(len(part))
+    count = len(part) - split
+    return array.transpose(*axes[count:], *axes[:count])
+
+
+def _reader(
+    files: Safetensors, tensors: Sequence[HFTensor], dtype: np.dtype, shape: tuple[int, ...]
+) -> Callable[[tuple[slice, ...]], np.ndarray]:
+    """Return the function from slices of a leaf to their content; the same ones are read once."""
+    held: dict[tuple[Range, ...], np.ndarray] = {}
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        ranges = tuple(each.indices(size)[:2] for each, size in zip(index, shape, strict=True))
+        if ranges not in held:
+            held[ranges] = _read(files, tensors, dtype, ranges)
+        return held[ranges]
+
+    return read
+
+
+def _copy_leaf(files: Safetensors, tensors: Sequence[HFTensor], leaf: Leaf, store: Any) -> str:
+    """Write the tensors of a leaf into its store; return the leaf's checksum."""
+    checksum = leaf_checksum(leaf.dtype, leaf.shape)
+    for tensor in tensors:
+        part = tensor.to_leaf(files.read(tensor.name))
+        for rows in _blocks(leaf.chunks[leaf.stacked :], part.shape):
+            block = np.ascontiguousarray(part[rows].astype(leaf.dtype, copy=False))
+            checksum.update(block.reshape(-1).view(np.uint8))
+            store[tensor.index][rows].write(block).result()
+    return checksum.hexdigest()
+
+
+def _blocks(chunks: Sequence[int], shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    """Yield the slices of the first axis that are chunks."""
+    if not shape:
+        yield ()
+        return
+    for first in range(0, shape[0], chunks[0]):
+        yield (slice(first, first + chunks[0]),)
+
+
+def _check_leaves(source: Path, stores: Any, leaves: dict[LeafPath, list[HFTensor]]) -> None:
+    """Raise `AyaError` unless the leaves on the disk are those of the config."""
+    for leaf in [*leaves, *stores]:
+        name, there = "/".join(leaf), stores.get(leaf)
+        if leaf not in leaves:
+            raise AyaError(f"{source}: parameter '{name}' has no place in a Hugging Face directory")
+        if there is None:
+            raise AyaError(f"{source}: parameter '{name}', which config.json asks for, is missing")
+        if tuple(there.shape) != _shape(leaves[leaf]):
+            raise AyaError(
+                f"{source}: parameter '{name}' has shape {tuple(there.shape)}, but config.json makes "
+                f"it {_shape(leaves[leaf])}"
+            )

@@ -1,0 +1,355 @@
+"""Directories of safetensors files: read in slices, written tensor by tensor.
+
+A file is the length of its header (8 bytes, little endian), the header (JSON: for each tensor its
+dtype, shape and place behind the header), and the tensors' bytes in C order, without gaps. A
+directory has one `model.safetensors`, or several files and an index that names each tensor's file.
+Source: https://huggingface.co/docs/safetensors, "Format".
+"""
+
+import itertools
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from aya_jax.errors import AyaError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# Bytes at a time, where a tensor need not be held whole.
+BLOCK = 64 << 20
+# As the safetensors library: a longer header is no header.
+MAX_HEADER = 100_000_000
+
+Range = tuple[int, int]
+Put = Callable[[str, np.ndarray], None]
+
+
+class Entry(NamedTuple):
+    """A tensor of a file: where its bytes are, counted from the file's start."""
+
+    file: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+
+
+class Safetensors:
+    """The tensors of a directory, `tensors` by their names; a context manager that closes the files.
+
+    Only the headers are read when it is made, and all that they say is checked.
+
+    Raises:
+      AyaError: no safetensors, or a file that is missing, truncated or damaged, or does not hold what
+        the index says.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.tensors: dict[str, Entry] = {}
+        self._open: dict[Path, BinaryIO] = {}
+        with ExitStack() as stack:
+            stack.callback(self.close)
+            for name, listed in _shards(self.directory).items():
+                self._add(self.directory / name, listed)
+            stack.pop_all()
+
+    def __enter__(self) -> "Safetensors":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._open.values():
+            file.close()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The safetensors files, in the order of their names."""
+        return tuple(sorted(self._open))
+
+    def _add(self, path: Path, listed: set[str] | None) -> None:
+        try:
+            self._open[path] = open(path, "rb", buffering=0)
+        except FileNotFoundError:
+            raise AyaError(f"{path}: no such file; fetch the model again") from None
+        except OSError as error:
+            raise AyaError(f"{path}: cannot be read ({error.strerror})") from None
+        entries = _entries(path, self._open[path])
+        if listed is not None:
+            for name in sorted(listed - entries.keys()):
+                raise AyaError(f"{path}: has no tensor '{name}', which {INDEX} says is in it")
+            for name in sorted(entries.keys() - listed):
+                raise AyaError(f"{path}: holds tensor '{name}', which {INDEX} does not say")
+        self.tensors |= entries
+
+    def read(
+        self,
+        name: str,
+        shape: Sequence[int] | None = None,
+        ranges: Sequence[Range] | None = None,
+    ) -> np.ndarray:
+        """Return a tensor, or a part of it; nothing but that part is read.
+
+        Args:
+          name: of the tensor.
+          shape: any of the same size, which the tensor is seen in; its own if absent.
+          ranges: the first index and the one after the last, of each axis of `shape`; all if absent.
+
+        Returns:
+          An array in C order, `[stop - start for start, stop in ranges]`, in the tensor's dtype.
+
+        Raises:
+          AyaError: the file is truncated, or cannot be read.
+        """
+        entry = self.tensors[name]
+        shape = entry.shape if shape is None else tuple(shape)
+        ranges = [(0, size) for size in shape] if ranges is None else ranges
+        out = np.empty([stop - start for start, stop in ranges], entry.dtype)
+        if out.size:
+            target = memoryview(out.reshape(-1).view(np.uint8))
+            done = 0
+            for first, count in _runs(shape, ranges):
+                size = count * entry.dtype.itemsize
+                start = entry.start + first * entry.dtype.itemsize
+                self._fill(entry.file, target[done : done + size], start)
+                done += size
+        return out
+
+    def _fill(self, path: Path, target: memoryview, start: int) -> None:
+        done = 0
+        while done < len(target):
+            try:
+                got = os.preadv(self._open[path].fileno(), [target[done:]], start + done)
+            except OSError as error:
+                raise AyaError(f"{path}: cannot be read ({error.strerror})") from None
+            if not got:
+                raise AyaError(f"{path}: is truncated; fetch it again")
+            done += got
+
+
+def _runs(shape: Sequence[int], ranges: Sequence[Range]) -> Iterator[Range]:
+    """Yield (first element, number of elements) of each contiguous run of a part of an array."""
+    axis = len(shape)
+    while axis and ranges[axis - 1] == (0, shape[axis - 1]):
+        axis -= 1
+    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    if not axis:
+        yield 0, math.prod(shape)
+        return
+    start, stop = ranges[axis - 1]
+    stride = strides[axis - 1]
+    for index in itertools.product(*(range(*each) for each in ranges[: axis - 1])):
+        first = sum(i * step for i, step in zip(index, strides, strict=False))
+        yield first + start * stride, (stop - start) * stride
+
+
+def _load_object(path: Path, text: bytes, what: str) -> dict[str, Any]:
+    """Parse a JSON object that has no key twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            raise ValueError("a name occurs twice")
+        return content
+
+    try:
+        content = json.loads(text, object_pairs_hook=unique)
+        if not isinstance(content, dict):
+            raise ValueError("it must be a JSON object")
+    except (ValueError, RecursionError) as error:
+        raise AyaError(f"{path}: {what} is damaged ({error}); fetch it again") from None
+    return content
+
+
+def _shards(directory: Path) -> dict[str, set[str] | None]:
+    """Return the names of the files, each with the tensors that the index says it has."""
+    if (directory / SINGLE).is_file():
+        return {SINGLE: None}
+    path = directory / INDEX
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise AyaError(
+            f"{directory}: has neither {SINGLE} nor {INDEX}; other formats are not read"
+        ) from None
+    except OSError as error:
+        raise AyaError(f"{path}: cannot be read ({error.strerror})") from None
+    listed = _load_object(path, text, "the index").get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise AyaError(f"{path}: the index is damaged (it has no weight_map); fetch it again")
+    shards: dict[str, set[str] | None] = {}
+    for tensor, file in listed.items():
+        if not isinstance(file, str) or Path(file).name != file or not file:
+            raise AyaError(f"{path}: tensor '{tensor}' is in {file!r}, which is no name of a file")
+        names = shards.setdefault(file, set())
+        assert names is not None
+        names.add(tensor)
+    return shards
+
+
+def _entries(path: Path, file: BinaryIO) -> dict[str, Entry]:
+    """Read and check the header of a file."""
+    size = os.fstat(file.fileno()).st_size
+    head = file.read(8)
+    if len(head) < 8:
+        raise AyaError(f"{path}: is truncated ({size} bytes); fetch it again")
+    (length,) = struct.unpack("<Q", head)
+    if length > MAX_HEADER:
+        raise AyaError(f"{path}: is no safetensors file (a header of {length:,} bytes)")
+    if 8 + length > size:
+        raise AyaError(f"{path}: is truncated (within its header); fetch it again")
+    header = _load_object(path, file.read(length), "the header")
+    header.pop("__metadata__", None)
+    entries = {}
+    ends = []
+    for name, told in header.items():
+        dtype, shape, start, end = _checked(path, name, told)
+        entries[name] = Entry(path, dtype, shape, 8 + length + start)
+        ends.append((start, end, name))
+    place = 0
+    for start, end, name in sorted(ends):
+        if start != place:
+            fault = "overlaps the one before it" if start < place else "leaves a gap before it"
+            raise AyaError(f"{path}: the header is damaged (tensor '{name}' {fault})")
+        place = end
+    if 8 + length + place > size:
+        raise AyaError(
+            f"{path}: is truncated ({size:,} of {8 + length + place:,} bytes); fetch it again"
+        )
+    if 8 + length + place < size:
+        raise AyaError(
+            f"{path}: is damaged ({size:,} bytes, {8 + length + place:,} in its header); "
+            "fetch it again"
+        )
+    return entries
+
+
+def _checked(path: Path, name: str, told: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
+    """Return dtype, shape, start and end of a tensor as its header tells them."""
+    damaged = f"{path}: the header is damaged (tensor '{name}' "
+    if not isinstance(told, dict) or told.keys() != {"dtype", "shape", "data_offsets"}:
+        raise AyaError(f"{damaged}has not a dtype, a shape and data_offsets)")
+    shape, offsets = told["shape"], told["data_offsets"]
+    for numbers in (shape, offsets):
+        if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
+            raise AyaError(f"{damaged}has a shape or data_offsets that are no sizes)")
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise AyaError(f"{damaged}has the data_offsets {offsets})")
+    if told["dtype"] not in list(DTYPES):
+        raise AyaError(
+            f"{path}: tensor '{name}' has dtype {told['dtype']!r}; weights must be one of "
+            f"{', '.join(sorted(DTYPES))}"
+        )
+    dtype = DTYPES[told["dtype"]]
+    if math.prod(shape) * dtype.itemsize != offsets[1] - offsets[0]:
+        raise AyaError(
+            f"{damaged}of shape {tuple(shape)} in {told['dtype']} has {offsets[1] - offsets[0]:,} "
+            "bytes)"
+        )
+    return dtype, tuple(shape), offsets[0], offsets[1]
+
+
+@contextmanager
+def write_safetensors(
+    directory: Path,
+    tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    *,
+    max_shard_size: int = 5_000_000_000,
+) -> Iterator[Put]:
+    """Write a directory of safetensors; yield the function that takes each tensor, in any order.
+
+    One file is made, or as many as are needed to have none above `max_shard_size`, but for a tensor
+    that is larger itself, and an index. Their names are those that transformers gives.
+
+    Args:
+      directory: an existing folder.
+      tensors: dtype and shape of each, by name, in the order of the files.
+      max_shard_size: bytes of tensors in a file.
+
+    Raises:
+      OSError: the disk is full, or the folder not writable.
+    """
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in tensors.items()}
+    shards = _cut(sizes, max_shard_size)
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    names = names if len(shards) > 1 else [SINGLE]
+    places: dict[str, tuple[BinaryIO, int]] = {}
+    with ExitStack() as stack:
+        for file_name, shard in zip(names, shards, strict=True):
+            file = stack.enter_context(open(directory / file_name, "wb", buffering=0))
+            # Larger items first, as the safetensors library does, so that every one is aligned.
+            ordered = sorted(shard, key=lambda name: -tensors[name][0].itemsize)
+            header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+            end = 0
+            for name in ordered:
+                start, end = end, end + sizes[name]
+                dtype, shape = tensors[name]
+                offsets = {"dtype": NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
+                header[name] = offsets
+            text = json.dumps(header, separators=(",", ":")).encode()
+            text += b" " * (-len(text) % 8)
+            file.write(struct.pack("<Q", len(text)) + text)
+            os.truncate(file.fileno(), 8 + len(text) + end)
+            for name in ordered:
+                places[name] = (file, 8 + len(text) + header[name]["data_offsets"][0])
+
+        def put(name: str, array: np.ndarray) -> None:
+            assert (array.dtype, array.shape) == tensors[name], name
+            file, start = places.pop(name)
+            for block in _blocks(array):
+                _write(file, block, start)
+                start += len(block)
+
+        yield put
+        assert not places, f"{next(iter(places))} was not written"
+    if len(shards) > 1:
+        files = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        index = {
+            "metadata": {"total_size": sum(sizes.values())},
+            "weight_map": dict(sorted(files.items())),
+        }
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _cut(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    held = 0
+    for name, size in sizes.items():
+        if shards[-1] and held + size > limit:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += size
+    return shards
+
+
+def _blocks(array: np.ndarray) -> Iterator[memoryview]:
+    """Yield the bytes of an array in C order, a block of rows at a time."""
+    if not array.size:
+        return
+    rows = array.reshape(1) if array.ndim == 0 else array
+    count = max(1, BLOCK // (rows.nbytes // len(rows)))
+    for first in range(0, len(rows), count):
+        block = np.ascontiguousarray(rows[first : first + count])
+        yield memoryview(block.reshape(-1).view(np.uint8))
+
+
+def _write(file: BinaryIO, block: memoryview, start: int) -> None:
+    done = 0
+    while done < len(block):
+        done += os.pwrite(file.fileno(), block[done:], start + done)

@@ -1,0 +1,115 @@
+"""Trees on the disk slice by slice, for models that no memory holds."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from aya_jax.checkpoints.store import CHUNK, RESERVE, check_files, list_files
+from aya_jax.data.files import require_space, told_plainly
+
+LeafPath = tuple[str, ...]
+
+
+class Leaf(NamedTuple):
+    """A leaf to be written: the first `stacked` axes of its shape count layers, or experts in them."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    stacked: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole leaf."""
+        return self.dtype.itemsize * prod(self.shape)
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """The shape of what is stored together: of one layer, as many rows as `CHUNK` holds."""
+        row = self.dtype.itemsize * prod(self.shape[self.stacked + 1 :])
+        rows = [min(size, max(1, CHUNK // row)) for size in self.shape[self.stacked :][:1]]
+        return (*[1] * self.stacked, *rows, *self.shape[self.stacked + 1 :])
+
+
+@contextmanager
+def write_slices(
+    directory: Path, name: str, leaves: Mapping[LeafPath, Leaf]
+) -> Iterator[dict[LeafPath, ts.TensorStore]]:
+    """Write a tree that is never in memory: yield its leaves, TensorStores to be filled.
+
+    What comes of it `read_tree` reads, as what `write_tree` wrote.
+
+    Args:
+      directory, name: as in `write_tree`.
+      leaves: by their paths in nested dicts.
+
+    Raises:
+      AyaError: the disk is full, or the place is not writable.
+    """
+    place = directory / name
+    require_space(directory, sum(leaf.nbytes for leaf in leaves.values()) + RESERVE)
+    with told_plainly(place):
+        # Orbax writes the tree around leaves of one number each; they make room for the real ones.
+        frame = nested({path: np.zeros((), leaf.dtype) for path, leaf in leaves.items()})
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(place.absolute(), frame)
+        stores = {}
+        for path, leaf in leaves.items():
+            file = place / ".".join(path)
+            shutil.rmtree(file)
+            stores[path] = ts.open(
+                {
+                    "driver": "zarr",
+                    "kvstore": {"driver": "file", "path": f"{file.absolute()}/"},
+                    "metadata": {"chunks": leaf.chunks, "compressor": None},
+                    # All zeros are written too, or they would be a file that is missing.
+                    "store_data_equal_to_fill_value": True,
+                },
+                create=True,
+                dtype=leaf.dtype.name,
+                shape=leaf.shape,
+            ).result()
+        yield stores
+    list_files(directory, name)
+
+
+def nested(leaves: Mapping[LeafPath, Any]) -> dict[str, Any]:
+    """Return the nested dicts that have each leaf at its path."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = leaf
+    return tree
+
+
+def open_slices(directory: Path, name: str) -> dict[LeafPath, ts.TensorStore]:
+    """Return the leaves of a tree on the disk as TensorStores, which read what they are asked for.
+
+    Every file is checked first.
+
+    Raises:
+      AyaError: a file is missing, truncated or changed; the message names it.
+    """
+    check_files(directory, name)
+    place = directory / name
+    told = json.loads((place / "_METADATA").read_text())
+    stores = {}
+    for entry in told["tree_metadata"].values():
+        path = tuple(str(key["key"]) for key in entry["key_metadata"])
+        kvstore: dict[str, Any] = {"driver": "file", "path": f"{place.absolute()}/"}
+        if told["use_ocdbt"]:
+            kvstore = {"driver": "ocdbt", "base": kvstore}
+        kvstore["path"] = kvstore.get("path", "") + ".".join(path) + "/"
+        driver = "zarr3" if told["use_zarr3"] else "zarr"
+        stores[path] = ts.open({"driver": driver, "kvstore": kvstore}, read=True).result()
+    return stores
