@@ -53,7 +53,7 @@ def score(
         length = len(example.prompt) + len(example.completion)
         widths.setdefault(-(-length // multiple) * multiple, []).append(i)
     out = np.zeros(len(examples), np.float32)
-    filler = Example([model.tokenizer.bos_id], [model.tokenizer.eos_id])
+    filler = Example([model.tokenizer.eos_id], [model.tokenizer.eos_id])
     for width, members in sorted(widths.items()):
         for start in range(0, len(members), batch_size):
             part = members[start : start + batch_size]

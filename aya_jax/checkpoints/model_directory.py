@@ -11,9 +11,8 @@ import jax.numpy as jnp
 
 from aya_jax.checkpoints.store import leaf_checksums, read_tree, write_tree
 from aya_jax.data.files import atomic_directory, atomic_write, fingerprint
+from aya_jax.data.tokenizer_files import tokenizer_files
 from aya_jax.errors import AyaError
-
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json")
 
 
 def params_fingerprint(params: Any) -> str:
@@ -51,16 +50,13 @@ def save_model(
 
 
 def copy_tokenizer(source: str | Path, directory: Path) -> None:
-    """Copy the tokenizer files of one folder into another.
+    """Copy the tokenizer files that one folder has into another.
 
     Raises:
-      AyaError: `source` lacks one.
+      AyaError: `source` has no tokenizer.
     """
-    for name in TOKENIZER_FILES:
-        file = Path(source, name)
-        if not file.is_file():
-            raise AyaError(f"{file}: no such file; {source} has no tokenizer")
-        shutil.copyfile(file, directory / name)
+    for name in tokenizer_files(source):
+        shutil.copyfile(Path(source, name), directory / name)
 
 
 def fill_model(

@@ -23,51 +23,72 @@ class Rows(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One prompt with one completion, tokenised."""
+    """One prompt with one completion, tokenised.
+
+    `earlier` has the places, [start, stop) each, of answers in the prompt that are learnt as well.
+    """
 
     prompt: list[int]
     completion: list[int]
+    earlier: Sequence[tuple[int, int]] = ()
 
 
 def fits(record: Record, completion: str, tokenizer: Tokenizer, max_length: int) -> bool:
     """Whether a record's prompt and a completion are together at most `max_length` tokens long."""
-    prompt = tokenizer.encode_chat(prompt_messages(record))
-    return len(prompt) + len(tokenizer.encode_completion(completion)) <= max_length
+    example = _encode(record, completion, tokenizer)
+    return len(example.prompt) + len(example.completion) <= max_length
 
 
 def tokenize(record: Record, tokenizer: Tokenizer, *, field: str, max_length: int) -> Example:
     """Tokenise a record's prompt through the chat template, and the completion in `field`.
 
+    Where `completion` is learnt of a conversation, the assistant's earlier answers are learnt too. A
+    preference tells two answers to the same prompt apart, so there they are not.
+
     Raises:
-      AyaError: there is no such field, or prompt and completion together are longer than
-        `max_length` tokens.
+      AyaError: there is no such field, prompt and completion together are longer than `max_length`
+        tokens, or the chat template does not tell which tokens are the assistant's.
     """
     if field not in record:
         raise AyaError(f"{name_of(record)}: field {field!r} is missing; it has {sorted(record)}")
-    prompt = tokenizer.encode_chat(prompt_messages(record))
-    completion = tokenizer.encode_completion(record[field])
-    length = len(prompt) + len(completion)
-    if length > max_length:
+    example = _encode(record, record[field], tokenizer, earlier=field == "completion")
+    prompt, completion = len(example.prompt), len(example.completion)
+    if prompt + completion > max_length:
         raise AyaError(
-            f"{name_of(record)}: prompt ({len(prompt)} tokens) and {field} ({len(completion)}) exceed "
+            f"{name_of(record)}: prompt ({prompt} tokens) and {field} ({completion}) exceed "
             f"the context of {max_length}; shorten it or raise max_length"
         )
-    return Example(prompt, completion)
+    return example
+
+
+def _encode(
+    record: Record, completion: str, tokenizer: Tokenizer, *, earlier: bool = False
+) -> Example:
+    turns = prompt_messages(record)
+    try:
+        prompt, answer = tokenizer.encode_answer(turns, completion)
+        if not earlier:
+            return Example(prompt, answer)
+        spans = tokenizer.assistant_spans(turns, add_generation_prompt=True)
+    except AyaError as error:
+        raise AyaError(f"{name_of(record)}: {error}") from None
+    return Example(prompt, answer, spans)
 
 
 def text_rows(lines: Sequence[str], tokenizer: Tokenizer, *, length: int) -> Rows:
     """Pack plain text, one segment a line, every token but the first learnt.
 
-    A line begins with the begin token and is closed by the end token; one longer than a row of
-    `length` tokens is cut.
+    A line begins with the begin token, if the tokenizer has one, and is closed by the end token; one
+    longer than a row of `length` tokens is cut.
 
     Raises:
       AyaError: there is no line.
     """
     documents = []
     for line in lines:
-        ids = tokenizer.encode_completion(line)[: length - 1]
-        documents.append(Example([tokenizer.bos_id], ids))
+        begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        ids = [*begin, *tokenizer.encode_completion(line)][:length]
+        documents.append(Example(ids[:1], ids[1:]))
     return pack(documents, length=length)
 
 
@@ -111,9 +132,16 @@ def pack(examples: Sequence[Example], *, length: int) -> Rows:
             tokens[r, start:stop] = ids
             positions[r, start:stop] = np.arange(len(ids))
             segments[r, start:stop] = segment
-            mask[r, start + len(examples[i].prompt) : stop] = True
+            _mark(mask[r, start:stop], examples[i])
             start = stop
     return Rows(tokens, positions, segments, mask)
+
+
+def _mark(mask: np.ndarray, example: Example) -> None:
+    """Set, in an example's part of a row, what is learnt."""
+    mask[len(example.prompt) :] = True
+    for start, stop in example.earlier:
+        mask[start:stop] = True
 
 
 def pad(examples: Sequence[Example], *, length: int) -> Rows:
@@ -128,7 +156,7 @@ def pad(examples: Sequence[Example], *, length: int) -> Rows:
         ids = example.prompt + example.completion
         tokens[r, : len(ids)] = ids
         segments[r, : len(ids)] = 1
-        mask[r, len(example.prompt) : len(ids)] = True
+        _mark(mask[r, : len(ids)], example)
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape).copy()
     return Rows(tokens, positions, segments, mask)
 

@@ -51,7 +51,7 @@ def test_the_same_bits_come_back(tmp_path, tiny_model, tiny_config, tiny_params,
 def test_the_front_door_loads_what_was_saved(tiny_model, tiny_config, tiny_params, tokenizer):
     model = aya_jax.load(tiny_model)
     assert model.config == tiny_config and not model.is_reward_model
-    assert model.tokenizer.model == tokenizer.model
+    assert model.tokenizer.files == tokenizer.files
     half = aya_jax.load(tiny_model, dtype="bfloat16")
     for ours, theirs in zip(
         jax.tree.leaves(half.params), jax.tree.leaves(tiny_params), strict=True

@@ -10,12 +10,17 @@ from aya_jax.errors import AyaError
 
 LENGTH = 12
 IDS = st.integers(1, 99)
+HALF = st.lists(IDS, min_size=1, max_size=LENGTH // 2)
+
+
+def spans(size):
+    """Up to two places in a prompt that are learnt as well."""
+    edges = st.lists(st.integers(0, size), max_size=5, unique=True).map(sorted)
+    return edges.map(lambda places: list(zip(places[::2], places[1::2], strict=False)))
+
+
 EXAMPLES = st.lists(
-    st.builds(
-        Example,
-        st.lists(IDS, min_size=1, max_size=LENGTH // 2),
-        st.lists(IDS, min_size=1, max_size=LENGTH // 2),
-    ),
+    HALF.flatmap(lambda prompt: st.builds(Example, st.just(prompt), HALF, spans(len(prompt)))),
     min_size=1,
     max_size=20,
 )
@@ -42,7 +47,8 @@ def expected(examples):
     return [
         (
             e.prompt + e.completion,
-            [False] * len(e.prompt) + [True] * len(e.completion),
+            [any(a <= i < b for a, b in e.earlier) for i in range(len(e.prompt))]
+            + [True] * len(e.completion),
             list(range(len(e.prompt + e.completion))),
         )
         for e in examples
@@ -140,6 +146,12 @@ def test_a_conversation_is_the_prompt_of_its_last_answer(tokenizer):
     example = tokenize(record, tokenizer, field="completion", max_length=100)
     assert example.prompt == tokenizer.encode_chat(messages)
     assert example.completion == [*tokenizer.encode("four"), tokenizer.eos_id]
+    # The answer in the middle is learnt with the last one, but does not count in a preference.
+    rows = pad([example], length=100)
+    learnt = rows.tokens[0][rows.mask[0]].tolist()
+    assert learnt == [*tokenizer.encode("two"), tokenizer.eos_id, *example.completion]
+    pair = {"messages": messages, "prompt": "three", "chosen": "four"}
+    assert tokenize(pair, tokenizer, field="chosen", max_length=100) == example._replace(earlier=())
 
 
 def test_plain_text_is_learnt_but_for_its_first_token(tokenizer):

@@ -1,6 +1,7 @@
 """The tokenizer: text comes back as it was, and only the template writes special tokens."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -8,8 +9,19 @@ from hypothesis import strategies as st
 
 from aya_jax.data import atlas
 from aya_jax.data.languages import LANGUAGES
-from aya_jax.data.tokenizer import BOS, EOS, PAD, TURN_TOKENS, UNK, Tokenizer, train_tokenizer
+from aya_jax.data.tokenizer import (
+    BOS,
+    EOS,
+    PAD,
+    TURN_TOKENS,
+    UNK,
+    Tokenizer,
+    own_files,
+    train_tokenizer,
+)
 from aya_jax.errors import AyaError
+
+HERE = Path(__file__).parent
 
 # Our tokenizers begin with the special pieces in this order, then the 256 bytes.
 PAD_ID, UNK_ID, BOS_ID, EOS_ID, START, USER, CHATBOT, SYSTEM, BYTES = range(9)
@@ -123,11 +135,11 @@ def test_special_ids_leave_no_text(tokenizer):
 def test_what_is_saved_is_what_is_loaded(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     again = Tokenizer.load(tmp_path)
-    assert again.model == tokenizer.model
+    assert again.files == tokenizer.files
     messages = [{"role": "user", "content": "Größe ☃"}]
     assert again.encode_chat(messages) == tokenizer.encode_chat(messages)
     template = "{{ bos_token }}{{ messages[0]['content'] }}!"
-    Tokenizer(tokenizer.model, template).save(tmp_path)
+    Tokenizer(own_files(tokenizer.files["tokenizer.model"], template)).save(tmp_path)
     assert Tokenizer.load(tmp_path).encode_chat(messages) == [
         BOS_ID,
         *tokenizer.encode("Größe ☃"),
@@ -142,7 +154,6 @@ def test_what_is_saved_is_what_is_loaded(tokenizer, tmp_path):
         ("tokenizer.model", b"no model"),
         ("tokenizer_config.json", b"{"),
         ("tokenizer_config.json", b"[]"),
-        ("tokenizer_config.json", b"{}"),
         ("tokenizer_config.json", b"\xff"),
         ("tokenizer_config.json", b'{"chat_template": 3}'),
         ("tokenizer_config.json", b'{"chat_template": "{% if %}"}'),
@@ -165,10 +176,24 @@ def test_a_missing_file_is_told(tokenizer, tmp_path, name):
     assert str(tmp_path / name) in str(error.value)
 
 
+def test_a_tokenizer_that_was_saved_before_gives_the_same_ids():
+    """Recorded when contents were still trimmed before the template saw them."""
+    loaded = Tokenizer.load(HERE / "tokenizers" / "before")
+    recorded = json.loads((HERE / "tokenizers" / "before" / "ids.json").read_text("utf-8"))
+    assert [[text, loaded.encode(text)] for text, _ in recorded["text"]] == recorded["text"]
+    assert [
+        [chat, opened, loaded.encode_chat(chat, add_generation_prompt=opened)]
+        for chat, opened, _ in recorded["chat"]
+    ] == recorded["chat"]
+    assert [
+        [text, loaded.encode_completion(text)] for text, _ in recorded["completion"]
+    ] == recorded["completion"]
+
+
 def test_training_twice_gives_the_same_tokenizer():
     lines = atlas.text(languages=("de", "el"), kinds=("weekday_name",))
     first, second = (train_tokenizer(lines, vocab_size=360) for _ in range(2))
-    assert first.model == second.model and first.vocab_size == 360
+    assert first.files == second.files and first.vocab_size == 360
     for size in (100, 100_000):
         with pytest.raises(AyaError, match=f"vocab_size={size}"):
             train_tokenizer(lines, vocab_size=size)
