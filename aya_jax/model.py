@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from aya_jax.checkpoints import hugging_face
 from aya_jax.checkpoints.model_directory import load_config, load_lineage, load_params
 from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.errors import AyaError
@@ -40,11 +41,12 @@ class Model(NamedTuple):
 
 
 def load(path: str | Path, *, dtype: Any = None, reward: bool | None = None) -> Model:
-    """Read a model directory.
+    """Read a model directory, ours or a Hugging Face one.
 
     Args:
       path: the directory.
-      dtype: of the parameters; as they were saved if absent.
+      dtype: of the parameters, but for the scalar head, which is never rounded; as they were saved
+        if absent.
       reward: whether a reward model is expected (True) or a language model (False).
 
     Raises:
@@ -55,7 +57,12 @@ def load(path: str | Path, *, dtype: Any = None, reward: bool | None = None) -> 
     if not path.is_dir():
         raise AyaError(f"{path}: no such model directory; check the path")
     config = DecoderConfig.from_hf(load_config(path), str(path / "config.json"))
-    model = Model(config, load_params(path, dtype=dtype), Tokenizer.load(path), load_lineage(path))
+    if hugging_face.is_hugging_face(path):
+        params = hugging_face.load_params(path, config, dtype=dtype)
+        lineage = {"stage": path.resolve().name, "kind": "hugging_face"}
+    else:
+        params, lineage = load_params(path, dtype=dtype), load_lineage(path)
+    model = Model(config, params, Tokenizer.load(path), lineage)
     if reward is not None and reward != model.is_reward_model:
         kinds = ("a language model", "a reward model")
         raise AyaError(f"{path}: is {kinds[not reward]}, but {kinds[reward]} is needed here")

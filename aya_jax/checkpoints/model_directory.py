@@ -129,8 +129,12 @@ def load_lineage(path: str | Path) -> dict[str, Any]:
 def load_params(path: str | Path, *, dtype: Any = None) -> Any:
     """Return the parameters as arrays on the default device, every file checked.
 
+    A scalar head, `score`, keeps its own dtype.
+
     Raises:
       AyaError: a file is missing or damaged.
     """
     tree = read_tree(Path(path), "params")
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+    kept = tree.pop("score", None)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+    return params if kept is None else {**params, "score": jnp.asarray(kept)}

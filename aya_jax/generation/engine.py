@@ -54,7 +54,7 @@ def choose(
 
 
 @partial(
-    jax.jit, static_argnames=("config", "max_new_tokens", "eos_id", "greedy", "top_k", "top_p")
+    jax.jit, static_argnames=("config", "max_new_tokens", "stop_ids", "greedy", "top_k", "top_p")
 )
 def _sample(
     params: Params,
@@ -65,12 +65,12 @@ def _sample(
     *,
     config: DecoderConfig,
     max_new_tokens: int,
-    eos_id: int,
+    stop_ids: tuple[int, ...],
     greedy: bool,
     top_k: int | None,
     top_p: float | None,
 ) -> jax.Array:
-    """Return int32 [B, max_new_tokens], each row closed by `eos_id` and then filled with it."""
+    """Return int32 [B, max_new_tokens], each row closed by one of `stop_ids`, then filled."""
     b, p = tokens_BP.shape
     mask = jnp.arange(p) < lengths_B[:, None]
     slots = cache_size(config, p + max_new_tokens)
@@ -90,13 +90,13 @@ def _sample(
 
     def advance(carry: Any) -> Any:
         index, out, cache, hidden, done = carry
-        token = jnp.where(done, eos_id, pick(hidden, index))
+        token = jnp.where(done, stop_ids[0], pick(hidden, index))
         out = out.at[:, index].set(token)
-        done = done | (token == eos_id)
+        done = done | jnp.isin(token, jnp.asarray(stop_ids))
         hidden, cache = decode_step(config, params, cache, token, lengths_B + index)
         return index + 1, out, cache, hidden, done
 
-    out = jnp.full((b, max_new_tokens), eos_id, jnp.int32)
+    out = jnp.full((b, max_new_tokens), stop_ids[0], jnp.int32)
     start = (jnp.int32(0), out, cache, last, lengths_B == 0)
     return jax.lax.while_loop(unfinished, advance, start)[1]
 
@@ -149,6 +149,8 @@ def sample(
     ):
         if not fits:
             raise AyaError(f"sample.{name} is {value}; it must be {wanted}")
+    # What the model's files call an end, and the end of a turn in its chat template.
+    stop_ids = tuple(dict.fromkeys((tokenizer.eos_id, *tokenizer.stop_ids, *config.stop_ids)))
     jobs: list[tuple[int, int, list[int]]] = []
     for i, messages in enumerate(conversations):
         ids = tokenizer.encode_chat(messages)
@@ -175,7 +177,7 @@ def sample(
                 jnp.float32(temperature),
                 config=config,
                 max_new_tokens=max_new_tokens,
-                eos_id=tokenizer.eos_id,
+                stop_ids=stop_ids,
                 greedy=temperature == 0,
                 top_k=top_k,
                 top_p=top_p,
@@ -183,7 +185,7 @@ def sample(
         )
         for row, (i, s, _) in enumerate(batch):
             ids = out[row].tolist()
-            stop = ids.index(tokenizer.eos_id) if tokenizer.eos_id in ids else len(ids)
+            stop = next((place for place, token in enumerate(ids) if token in stop_ids), len(ids))
             texts[i][s] = tokenizer.decode(ids[:stop]).strip()
     return texts
 

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,15 @@ def test_greedy_is_the_best_of_the_whole_forward_at_each_step(model, greedy_answ
     answers = [greedy_answer(prompt) for prompt in PROMPTS]
     assert len(set(map(tuple, answers))) == len(PROMPTS)
     assert run(model) == [[model.tokenizer.decode(answer).strip()] for answer in answers]
+
+
+def test_an_answer_ends_at_any_token_that_the_files_call_an_end(model, greedy_answer):
+    prompt = max(PROMPTS, key=lambda text: len(greedy_answer(text)))
+    ids = greedy_answer(prompt)
+    end = next(place for place, token in enumerate(ids) if place and token not in ids[:place])
+    config = replace(model.config, eos_token_id=(model.tokenizer.eos_id, ids[end]))
+    ended = model._replace(config=config)
+    assert run(ended, [prompt]) == [[model.tokenizer.decode(ids[:end]).strip()]]
 
 
 def test_sampled_tokens_have_the_models_probabilities(model, next_logits):
