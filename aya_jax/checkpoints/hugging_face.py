@@ -7,7 +7,7 @@ tensor, twice.
 import fnmatch
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def load_params(
     Args:
       path: the directory.
       config: of its `config.json`.
-      dtype: of the parameters; as they are in the files if absent.
+      dtype: of the parameters but for a scalar head; as they are in the files if absent.
       reward: whether a scalar head is expected; as the files have it if absent.
       shardings: a tree of shardings like the parameters. Each process then reads only the slices
         that its devices hold. Without it all are on the default device.
@@ -72,7 +72,8 @@ def load_params(
         params: dict[LeafPath, Any] = {}
         for leaf, tensors in leaves.items():
             shape = _shape(tensors)
-            kind = np.dtype(_dtype(files, leaf, tensors) if dtype is None else dtype)
+            asked = None if leaf == ("score",) else dtype
+            kind = np.dtype(_dtype(files, leaf, tensors) if asked is None else asked)
             if shardings is None:
                 whole = _read(files, tensors, kind, [(0, size) for size in shape])
                 params[leaf] = jnp.asarray(whole)
@@ -317,20 +318,12 @@ def _copy_leaf(files: Safetensors, tensors: Sequence[HFTensor], leaf: Leaf, stor
     checksum = leaf_checksum(leaf.dtype, leaf.shape)
     for tensor in tensors:
         part = tensor.to_leaf(files.read(tensor.name))
-        for rows in _blocks(leaf.chunks[leaf.stacked :], part.shape):
-            block = np.ascontiguousarray(part[rows].astype(leaf.dtype, copy=False))
+        rows = leaf.chunks[leaf.stacked]
+        for first in range(0, len(part), rows):
+            block = np.ascontiguousarray(part[first : first + rows].astype(leaf.dtype, copy=False))
             checksum.update(block.reshape(-1).view(np.uint8))
-            store[tensor.index][rows].write(block).result()
+            store[(*tensor.index, slice(first, first + len(block)))].write(block).result()
     return checksum.hexdigest()
-
-
-def _blocks(chunks: Sequence[int], shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    """Yield the slices of the first axis that are chunks."""
-    if not shape:
-        yield ()
-        return
-    for first in range(0, shape[0], chunks[0]):
-        yield (slice(first, first + chunks[0]),)
 
 
 def _check_leaves(source: Path, stores: Any, leaves: dict[LeafPath, list[HFTensor]]) -> None:

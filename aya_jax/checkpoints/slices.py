@@ -19,7 +19,10 @@ LeafPath = tuple[str, ...]
 
 
 class Leaf(NamedTuple):
-    """A leaf to be written: the first `stacked` axes of its shape count layers, or experts in them."""
+    """A leaf to be written: the first `stacked` axes of its shape count layers, or experts in them.
+
+    At least one axis is not stacked.
+    """
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -34,8 +37,8 @@ class Leaf(NamedTuple):
     def chunks(self) -> tuple[int, ...]:
         """The shape of what is stored together: of one layer, as many rows as `CHUNK` holds."""
         row = self.dtype.itemsize * prod(self.shape[self.stacked + 1 :])
-        rows = [min(size, max(1, CHUNK // row)) for size in self.shape[self.stacked :][:1]]
-        return (*[1] * self.stacked, *rows, *self.shape[self.stacked + 1 :])
+        rows = min(self.shape[self.stacked], max(1, CHUNK // row))
+        return (*[1] * self.stacked, rows, *self.shape[self.stacked + 1 :])
 
 
 @contextmanager
