@@ -134,6 +134,22 @@ def _evaluate(parser: Parser) -> Callable[[Args], None]:
     return call
 
 
+def _convert(parser: Parser) -> Callable[[Args], None]:
+    parser.add_argument("direction", choices=("hf-to-aya", "aya-to-hf"), help="from what to what")
+    parser.add_argument("source", help="Hugging Face directory, or model directory")
+    parser.add_argument("out", help="directory to make")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of the weights; as they are if absent"
+    )
+
+    def call(args: Args) -> None:
+        from aya_jax.recipe import verbs
+
+        verbs.convert_verb(args.direction, args.source, args.out, args.dtype)
+
+    return call
+
+
 def _report(parser: Parser) -> Callable[[Args], None]:
     parser.add_argument("run_dir", help="the directory of a finished run")
 
@@ -196,6 +212,11 @@ VERBS: dict[str, tuple[Callable[[Parser], Callable[[Args], None]], str, str]] = 
         _evaluate,
         "answer held-out prompts and measure the answers",
         "aya evaluate --model MODEL --data eval.jsonl --judge RM --opponent OTHER --out figures.json",
+    ),
+    "convert": (
+        _convert,
+        "make a model directory of a Hugging Face directory, or the other way round",
+        "aya convert hf-to-aya aya-expanse-8b MODEL",
     ),
     "report": (_report, "write report.json and report.html of a run", "aya report runs/tiny"),
     "chat": (_chat, "talk to a model", "aya chat --model runs/tiny/stages/online_dpo_3"),

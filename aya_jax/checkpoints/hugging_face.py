@@ -31,7 +31,8 @@ from aya_jax.errors import AyaError
 from aya_jax.models.config import DecoderConfig
 from aya_jax.models.names import HFTensor, hf_tensors
 
-SCORE = "score.weight"
+# The scalar head of a reward model keeps its dtype whatever the others get.
+HEAD, HEAD_NAME = ("score",), "score.weight"
 # Of a tied model, what some files repeat: it must be the embedding once more.
 REPEATED = ("lm_head.weight",)
 # Constants that old versions of transformers wrote among the weights.
@@ -72,8 +73,7 @@ def load_params(
         params: dict[LeafPath, Any] = {}
         for leaf, tensors in leaves.items():
             shape = _shape(tensors)
-            asked = None if leaf == ("score",) else dtype
-            kind = np.dtype(_dtype(files, leaf, tensors) if asked is None else asked)
+            kind = _dtype(files, leaf, tensors, dtype)
             if shardings is None:
                 whole = _read(files, tensors, kind, [(0, size) for size in shape])
                 params[leaf] = jnp.asarray(whole)
@@ -98,7 +98,7 @@ def hf_to_aya(
     Args:
       source: the Hugging Face directory.
       out: the model directory to make.
-      dtype: of the parameters; as they are in the files if absent.
+      dtype: of the parameters, but for the scalar head; as they are in the files if absent.
       progress: is told how many leaves of how many are written.
 
     Raises:
@@ -112,7 +112,7 @@ def hf_to_aya(
         copy_tokenizer(source, folder)
         plan = {}
         for path, tensors in leaves.items():
-            kind = np.dtype(_dtype(files, path, tensors) if dtype is None else dtype)
+            kind = _dtype(files, path, tensors, dtype)
             plan[path] = Leaf(kind, _shape(tensors), len(tensors[0].index))
         checksums = {}
         with write_slices(folder, "params", plan) as stores:
@@ -122,7 +122,7 @@ def hf_to_aya(
                     progress(done + 1, len(leaves))
         describe_model(
             folder,
-            config=config.to_hf(reward=("score",) in leaves),
+            config=config.to_hf(reward=HEAD in leaves),
             lineage={
                 "stage": "convert",
                 "kind": "convert",
@@ -149,7 +149,7 @@ def aya_to_hf(
     Args:
       source: the model directory.
       out: the Hugging Face directory to make.
-      dtype: of the tensors; that of the parameters if absent.
+      dtype: of the tensors, but for the scalar head; that of the parameters if absent.
       max_shard_size: see `write_safetensors`.
       progress: is told how many leaves of how many are written.
 
@@ -162,13 +162,14 @@ def aya_to_hf(
         raise AyaError(f"{source}: is a Hugging Face directory; give one of ours")
     config = _read_config(source)
     stores = open_slices(source, "params")
-    reward = ("score",) in stores
+    reward = HEAD in stores
     tensors = hf_tensors(config, reward=reward)
     leaves = _by_leaf(tensors)
     _check_leaves(source, stores, leaves)
 
     def kind(leaf: LeafPath) -> np.dtype:
-        return np.dtype(stores[leaf].dtype.numpy_dtype if dtype is None else dtype)
+        own = dtype is None or leaf == HEAD
+        return np.dtype(stores[leaf].dtype.numpy_dtype if own else dtype)
 
     told = config.to_hf(reward=reward)
     # transformers loads a model in the dtype that its config tells.
@@ -211,7 +212,7 @@ def _matched(
     files: Safetensors, config: DecoderConfig, reward: bool | None
 ) -> dict[LeafPath, list[HFTensor]]:
     """Return the tensors of each leaf; raise `AyaError` where the files hold others."""
-    reward = SCORE in files.tensors if reward is None else reward
+    reward = HEAD_NAME in files.tensors if reward is None else reward
     tensors = hf_tensors(config, reward=reward)
     expected = {tensor.name: tensor for tensor in tensors}
     there = files.tensors
@@ -257,14 +258,18 @@ def _equal(files: Safetensors, one: str, other: str) -> bool:
     return True
 
 
-def _dtype(files: Safetensors, leaf: LeafPath, tensors: Sequence[HFTensor]) -> np.dtype:
-    """Return the dtype that all tensors of a leaf have."""
+def _dtype(
+    files: Safetensors, leaf: LeafPath, tensors: Sequence[HFTensor], wanted: Any
+) -> np.dtype:
+    """Return the dtype of a leaf: what is wanted, or what all of its tensors have."""
+    if wanted is not None and leaf != HEAD:
+        return np.dtype(wanted)
     first = files.tensors[tensors[0].name]
     for tensor in tensors:
         other = files.tensors[tensor.name]
         if other.dtype != first.dtype:
             raise AyaError(
-                f"{other.file}: tensor '{tensor.name}' is {other.dtype.name}, '{tensors[0].name}' "
+                f"{other.file}: tensor '{tensor.name}' is {other.dtype.name}, '{tensors[0].name}' is "
                 f"{first.dtype.name}; they make up one array, '{'/'.join(leaf)}': give a dtype"
             )
     return first.dtype

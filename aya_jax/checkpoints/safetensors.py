@@ -49,20 +49,22 @@ class Entry(NamedTuple):
 class Safetensors:
     """The tensors of a directory, `tensors` by their names; a context manager that closes the files.
 
-    Only the headers are read when it is made, and all that they say is checked.
+    Only the headers are read when it is made, and all that they say is checked. With `single` that one
+    file is read, whatever else the directory has.
 
     Raises:
       AyaError: no safetensors, or a file that is missing, truncated or damaged, or does not hold what
         the index says.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, single: str | None = None) -> None:
         self.directory = Path(directory)
         self.tensors: dict[str, Entry] = {}
         self._open: dict[Path, BinaryIO] = {}
         with ExitStack() as stack:
             stack.callback(self.close)
-            for name, listed in _shards(self.directory).items():
+            shards = {single: None} if single else _shards(self.directory)
+            for name, listed in shards.items():
                 self._add(self.directory / name, listed)
             stack.pop_all()
 
@@ -194,8 +196,11 @@ def _shards(directory: Path) -> dict[str, set[str] | None]:
         raise AyaError(f"{path}: the index is damaged (it has no weight_map); fetch it again")
     shards: dict[str, set[str] | None] = {}
     for tensor, file in listed.items():
-        if not isinstance(file, str) or Path(file).name != file or not file:
-            raise AyaError(f"{path}: tensor '{tensor}' is in {file!r}, which is no name of a file")
+        is_name = isinstance(file, str) and Path(file).name == file
+        if not is_name or not file.endswith(".safetensors"):
+            raise AyaError(
+                f"{path}: tensor '{tensor}' is in {file!r}, no name of a safetensors file"
+            )
         names = shards.setdefault(file, set())
         assert names is not None
         names.add(tensor)
@@ -270,6 +275,7 @@ def write_safetensors(
     tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
     *,
     max_shard_size: int = 5_000_000_000,
+    single: str = SINGLE,
 ) -> Iterator[Put]:
     """Write a directory of safetensors; yield the function that takes each tensor, in any order.
 
@@ -280,6 +286,7 @@ def write_safetensors(
       directory: an existing folder.
       tensors: dtype and shape of each, by name, in the order of the files.
       max_shard_size: bytes of tensors in a file.
+      single: the name of the file, where there is one.
 
     Raises:
       OSError: the disk is full, or the folder not writable.
@@ -287,7 +294,7 @@ def write_safetensors(
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in tensors.items()}
     shards = _cut(sizes, max_shard_size)
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    names = names if len(shards) > 1 else [SINGLE]
+    names = names if len(shards) > 1 else [single]
     places: dict[str, tuple[BinaryIO, int]] = {}
     with ExitStack() as stack:
         for file_name, shard in zip(names, shards, strict=True):

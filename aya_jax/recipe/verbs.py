@@ -9,6 +9,7 @@ from typing import TextIO
 from aya_jax.arbitrage.pairs import best_against_worst
 from aya_jax.arbitrage.pool import answer_and_score, open_pool
 from aya_jax.arbitrage.routers import route, routing_counts
+from aya_jax.checkpoints.hugging_face import aya_to_hf, hf_to_aya
 from aya_jax.data.files import (
     atomic_directory,
     atomic_write,
@@ -163,6 +164,22 @@ def evaluate_verb(model: str, data: str, judge: str, opponent: str | None, out: 
         for name, figure in figures.items()
     ]
     Terminal().table(f"{model} on {len(records)} prompts", ("metric", "value", "low", "high"), rows)
+
+
+def convert_verb(direction: str, source: str, out: str, dtype: str | None) -> None:
+    """`aya convert`: a Hugging Face directory to a model directory (`hf-to-aya`), or back.
+
+    Raises:
+      AyaError: `source` cannot be used, or `out` exists or cannot be written.
+    """
+    convert = {"hf-to-aya": hf_to_aya, "aya-to-hf": aya_to_hf}[direction]
+    line = Terminal().stage("convert", 1, 1)
+    outcome = "stopped"
+    try:
+        convert(source, out, dtype=dtype, progress=line.update)
+        outcome = out
+    finally:
+        line.close(outcome)
 
 
 def report_verb(run_dir: str) -> None:
