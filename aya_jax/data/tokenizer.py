@@ -246,7 +246,8 @@ class Tokenizer:
             same = takewhile(lambda pair: pair[0] == pair[1], zip(head, ids, strict=False))
             return sum(1 for _ in same)
 
-        return [(position(start), position(stop)) for start, stop in places]
+        spans = [(position(start), position(stop)) for start, stop in places]
+        return [(start, stop) for start, stop in spans if start < stop]
 
     def _end_of_answer(self, text: str, start: int) -> int:
         """Return the place after the token that closes the answer which begins at `start`."""
@@ -325,6 +326,7 @@ def own_files(model: bytes, chat_template: str = CHAT_TEMPLATE) -> dict[str, byt
         "pad_token": PAD,
         "unk_token": UNK,
         "add_bos_token": False,
+        "add_prefix_space": False,
         "chat_template": chat_template,
     }
     text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
