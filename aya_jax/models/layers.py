@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from aya_jax.models.weights import constant, linear, weight
+from aya_jax.models.weights import constant, dense, linear, weight
 from aya_jax.sharding.experts import over_experts
 
 # GELU's "new" and "pytorch_tanh" are one function, the approximation of arXiv 1606.08415, section 2.
@@ -93,7 +93,7 @@ def experts_mlp(
     axes = (("experts", "embed", "mlp"),) * 2 + (("experts", "mlp", "embed"),)
     shapes = ((experts, d, width),) * 2 + ((experts, width, d),)
     matrices = [
-        weight(module, name, shape, names, stddev).astype(x.dtype)
+        dense(weight(module, name, shape, names, stddev), x.dtype)
         for name, shape, names in zip(("gate", "up", "down"), shapes, axes, strict=True)
     ]
 

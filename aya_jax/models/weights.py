@@ -1,11 +1,59 @@
-"""How a layer declares its weights and multiplies by them."""
+"""How a layer declares its weights and multiplies by them, in whatever form they are held."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from aya_jax.errors import AyaError
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Int8:
+    """A matrix in eight bits a number: `values * scale`.
+
+    Attributes:
+      values: int8 [..., *inputs, *outputs].
+      scale: float32, one an output; its axes for the inputs have length 1.
+    """
+
+    values: jax.Array
+    scale: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the matrix."""
+        return self.values.shape
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LowRank:
+    """A matrix and what was learnt on top of it (LoRA, arXiv 2106.09685): `base + scale * a @ b`.
+
+    Attributes:
+      base: [..., *inputs, *outputs].
+      a: [..., *inputs, R].
+      b: [..., R, *outputs].
+      scale: a number.
+    """
+
+    base: "jax.Array | Int8"
+    a: jax.Array
+    b: jax.Array
+    scale: float = field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the matrix."""
+        return self.base.shape
+
+
+Matrix = jax.Array | Int8 | LowRank
 
 
 def normal(axes: tuple[str, ...], stddev: float) -> Callable[..., Any]:
@@ -20,13 +68,27 @@ def constant(axes: tuple[str, ...], value: float) -> Callable[..., Any]:
 
 def weight(
     module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], stddev: float
-) -> jax.Array:
-    """Declare a weight of `module`, drawn from N(0, stddev); return it."""
+) -> Matrix:
+    """Declare a weight of `module`, drawn from N(0, stddev); return it, in the form it is held in.
+
+    Raises:
+      AyaError: it is held in a form of its own, and not of `shape`.
+    """
+    if module.has_variable("params", name):
+        held = module.get_variable("params", name)
+        # Flax would set the shape of each array in it against that of the whole.
+        if isinstance(held, Int8 | LowRank):
+            if held.shape != shape:
+                raise AyaError(f"the weight '{name}' is {held.shape}; its model says {shape}")
+            return held
     return module.param(name, normal(axes, stddev), shape, jnp.float32)
 
 
-def contract(x: jax.Array, matrix: jax.Array, inputs: int = 1) -> jax.Array:
+def contract(x: jax.Array, matrix: Matrix, inputs: int = 1) -> jax.Array:
     """Return the product over the last `inputs` axes of `x` and the first ones of `matrix`.
+
+    Neither the sum of a `LowRank` nor the numbers behind an `Int8` are made: its values are exact in
+    bfloat16 too, and the product is scaled.
 
     Args:
       x: [..., *inputs].
@@ -36,7 +98,26 @@ def contract(x: jax.Array, matrix: jax.Array, inputs: int = 1) -> jax.Array:
     Returns:
       [..., *outputs] in the dtype of `x`.
     """
+    if isinstance(matrix, LowRank):
+        learnt = contract(contract(x, matrix.a, inputs), matrix.b)
+        return contract(x, matrix.base, inputs) + matrix.scale * learnt
+    if isinstance(matrix, Int8):
+        scale = matrix.scale.reshape(matrix.shape[inputs:])
+        return (contract(x, matrix.values, inputs) * scale).astype(x.dtype)
     return jnp.tensordot(x, matrix.astype(x.dtype), inputs)
+
+
+def dense(matrix: Matrix, dtype: Any) -> jax.Array:
+    """Return the matrix as one array, for layers that have no product of their own for its form.
+
+    Raises:
+      AyaError: it is a `LowRank`.
+    """
+    if isinstance(matrix, LowRank):
+        raise AyaError("experts have no LoRA; leave gate, up and down out of lora.targets")
+    if isinstance(matrix, Int8):
+        return (matrix.values * matrix.scale).astype(dtype)
+    return matrix.astype(dtype)
 
 
 def linear(

@@ -36,7 +36,8 @@ from aya_jax.training.loop import train
 # The configurables whose settings decide a stage.
 RECORDS = (sources.records, atlas.build)
 TEXT = (sources.text, atlas.text)
-TRAINING = (train, jobs.lengths, jobs.merge_checkpoints)
+PRETRAINING = (train, jobs.lengths, jobs.merge_checkpoints)
+TRAINING = (*PRETRAINING, jobs.lora_settings)
 PREFERENCE = (*TRAINING, jobs.dpo_objective)
 SAMPLING = (sample, score)
 
@@ -285,7 +286,7 @@ def expanse(
         max_length=_max_length([*learnt, *(f"{i}/{c}" for i in iterated for c in plan.clusters)]),
         max_pair_length=max_pair_length,
     )
-    uses: tuple[Callable[..., Any], ...] = (*TEXT, *TRAINING, decoder_config, jobs.new_model)
+    uses: tuple[Callable[..., Any], ...] = (*TEXT, *PRETRAINING, decoder_config, jobs.new_model)
     plan.add("base", tasks.base, ["tokenizer"], scope="base", uses=uses)
     for name, languages in trained.items():
         plan.add(

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aya_jax.arbitrage.arbiter import score
+from aya_jax.checkpoints.adapters import save_adapters
 from aya_jax.checkpoints.model_directory import fill_model
 from aya_jax.checkpoints.train_store import TrainStore
 from aya_jax.data.examples import Rows, pack, pad, pad_length, text_rows, tokenize
@@ -28,6 +29,7 @@ from aya_jax.model import Model
 from aya_jax.models.config import DecoderConfig, decoder_config
 from aya_jax.models.decoder import Batch, Params, init_params
 from aya_jax.models.heads import target_logprobs
+from aya_jax.models.lora import INPUTS, LoRA, average, merge
 from aya_jax.training.loop import train
 from aya_jax.training.objectives import DPO, SFT, Objective, Reward
 
@@ -66,6 +68,27 @@ def new_model(*, seed: int = 0) -> int:
     return seed
 
 
+@gin.configurable("lora")
+def lora_settings(
+    *,
+    rank: int = 0,
+    alpha: float = 16.0,
+    targets: Sequence[str] = tuple(INPUTS),
+    use_rslora: bool = False,
+    base_dtype: str | None = None,
+) -> LoRA | None:
+    """Return what a training trains on top of its model, None where it trains the model itself.
+
+    Args:
+      rank: of the adapters; 0 is none.
+      alpha, targets, use_rslora, base_dtype: see `models.lora.LoRA`.
+
+    Raises:
+      AyaError: a setting is not one of those that there are.
+    """
+    return LoRA(rank, alpha, tuple(targets), use_rslora, base_dtype) if rank else None
+
+
 def _silent(done: int, total: int, figures: Mapping[str, float]) -> None:
     """Report to nobody."""
 
@@ -97,10 +120,13 @@ def _fit(
     parent: Model | None,
     tokenizer: Tokenizer,
     work: Work,
+    lora: LoRA | None = None,
 ) -> dict[str, Any]:
     """Train, and turn the work folder into a model directory; return the last step's figures.
 
-    The model is the uniform average of the last `merge_checkpoints.last` checkpoints.
+    The model is the uniform average of the last `merge_checkpoints.last` checkpoints. With LoRA that is
+    the average of what was learnt, merged into `start`, and the folder `adapter` has it in PEFT's
+    format.
     """
     last = merge_checkpoints()
     work.directory.mkdir(parents=True, exist_ok=True)
@@ -108,8 +134,9 @@ def _fit(
     # `lineage.json` comes last: an attempt that was killed after it has left the model whole, and of
     # its checkpoints perhaps a part.
     if not (work.directory / "lineage.json").exists():
-        _train(objective, start, arrays, store=store, work=work)
+        _train(objective, start, arrays, store=store, work=work, lora=lora)
         averaged = store.steps()[-last:]
+        trees = [store.load_params(step) for step in averaged]
         lineage = {
             "stage": work.stage,
             "kind": "train",
@@ -119,11 +146,18 @@ def _fit(
             "examples": len(data),
             "checkpoints": averaged,
         }
+        if lora is None:
+            params = merge_trees(trees)
+        else:
+            lineage["lora"] = asdict(lora)
+            whole, adapters = average(lora, trees)
+            save_adapters(work.directory / "adapter", objective.config, whole, adapters)
+            params = merge(whole, start, adapters)
         tokenizer.save(work.directory)
         fill_model(
             work.directory,
             config=objective.config.to_hf(reward=objective.reward_head),
-            params=merge_trees([store.load_params(step) for step in averaged]),
+            params=params,
             lineage=lineage,
         )
     shutil.rmtree(store.directory, ignore_errors=True)
@@ -140,6 +174,7 @@ def _train(
     *,
     store: TrainStore,
     work: Work,
+    lora: LoRA | None,
 ) -> None:
     """Train from the newest checkpoint in `store`, and write the curves."""
     lengths_of_row = [a.shape[1] for name, a in arrays.items() if name.endswith("tokens")]
@@ -157,7 +192,7 @@ def _train(
             shown = {name: kept[name] for name in SHOWN if name in kept}
             work.update(step, int(values["total"]), {**shown, "tokens/s": speed})
 
-        train(objective, start, arrays, store=store, observe=observe)
+        train(objective, start, arrays, store=store, observe=observe, lora=lora)
 
 
 def _as_parent(model: Model) -> dict[str, Any]:
@@ -246,6 +281,7 @@ def sft(
         parent=model,
         tokenizer=model.tokenizer,
         work=work,
+        lora=lora_settings(),
     )
     return {"examples": len(records), **figures}
 
@@ -348,6 +384,7 @@ def dpo(
         parent=model,
         tokenizer=model.tokenizer,
         work=work,
+        lora=lora_settings(),
     )
     return {"pairs": len(pairs), **figures}
 
@@ -397,6 +434,7 @@ def reward(
         parent=model,
         tokenizer=model.tokenizer,
         work=work,
+        lora=lora_settings(),
     )
     return {"pairs": len(pairs), **figures}
 

@@ -35,6 +35,7 @@ SETTINGS = (
     train,
     jobs.lengths,
     jobs.merge_checkpoints,
+    jobs.lora_settings,
     jobs.dpo_objective,
     jobs.reward_objective,
 )

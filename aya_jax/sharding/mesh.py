@@ -1,7 +1,7 @@
 """One mesh with named axes, and the shardings that logical-axis rules give on it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gin
@@ -70,6 +70,11 @@ def logical_rules(*, rules: Mapping[str, Any] | None = None) -> tuple[tuple[str,
                 hint = nearest(str(axis), AXES)
                 raise AyaError(f"logical_rules: {name!r}: the mesh has no axis {axis!r}{hint}")
     return tuple({**DEFAULT_RULES, **given}.items())
+
+
+def logical_spec(names: Iterable[str | None]) -> PartitionSpec:
+    """Return the logical axes of an array, for `shardings`; None is an axis that is never split."""
+    return PartitionSpec(*names)
 
 
 def mesh_axes(logical: PartitionSpec, rules: tuple[tuple[str, Any], ...]) -> PartitionSpec:

@@ -12,6 +12,7 @@ import numpy as np
 from aya_jax.data.loader import Loader
 from aya_jax.errors import AyaError
 from aya_jax.models.decoder import Params
+from aya_jax.models.lora import LoRA, freeze, init_adapters
 from aya_jax.sharding.mesh import device_mesh, logical_rules
 from aya_jax.training.objectives import Objective
 from aya_jax.training.optimizer import AdamW, learning_rate_at
@@ -33,7 +34,7 @@ class Store(Protocol):
         """Return the step and state of a checkpoint, bit for bit as they were saved."""
 
 
-@gin.configurable(denylist=["objective", "params", "arrays", "store", "observe"])
+@gin.configurable(denylist=["objective", "params", "arrays", "store", "observe", "lora"])
 def train(
     objective: Objective,
     params: Params,
@@ -41,6 +42,7 @@ def train(
     *,
     store: Store,
     observe: Observer = lambda step, figures: None,
+    lora: LoRA | None = None,
     steps: int | None = None,
     epochs: float = 1.0,
     batch_size: int = 16,
@@ -60,7 +62,8 @@ def train(
     Resumes from the newest checkpoint in `store`, and then ends in the same bits as an unbroken
     run: the batch and the learning rate of a step follow from its number.
 
-    Parameters and their moments are float32 throughout, whatever `params` are.
+    Parameters and their moments are float32 throughout, whatever `params` are. With LoRA that is said
+    of the adapters, and they alone are the state that is kept.
 
     Args:
       objective: the loss.
@@ -68,13 +71,14 @@ def train(
       arrays: training rows, equal first axes.
       store: keeps the train state, every `checkpoint_every` steps and at the end.
       observe: told the step and the figures of every `log_every`-th step and the last.
+      lora: what is trained on top of `params`; if absent, they are.
       steps: number of updates; if absent, `epochs` passes over the rows.
       epochs: passes over the data where `steps` is absent.
       batch_size: rows an update, over all processes and micro-batches.
       learning_rate, schedule, warmup, final_learning_rate: see `optimizer.learning_rate_at`.
       weight_decay, clip_norm: see `optimizer.AdamW`.
       accumulate: micro-batches an update.
-      seed: of the order of the data.
+      seed: of the order of the data, and of what adapters begin with.
       log_every, checkpoint_every: in steps.
 
     Raises:
@@ -94,6 +98,7 @@ def train(
         device_mesh(),
         logical_rules(),
         accumulate,
+        lora,
     )
     try:
         program.batch_sharding.shard_shape((batch_size,))
@@ -103,8 +108,14 @@ def train(
             f"{dict(program.batch_sharding.mesh.shape)}; give another size, or other device_mesh.*"
         ) from None
     loader = Loader(arrays, batch_size=batch_size, seed=seed)
-    # The step donates its state: start from a copy, the caller's parameters stay whole.
-    state = program.init(jax.tree.map(lambda p: jnp.array(p, jnp.float32), params))
+    base: tuple[Params, ...] = ()
+    if lora is None:
+        # The step donates its state: start from a copy, the caller's parameters stay whole.
+        start = jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)
+    else:
+        start = init_adapters(lora, params, jax.random.key(seed))
+        base = (jax.device_put(freeze(lora, params), program.base_sharding),)
+    state = program.init(start)
     done = store.latest_step()
     if done is not None:
         done, state = store.restore(None, state)
@@ -119,7 +130,7 @@ def train(
             final=final_learning_rate,
         )
         batch = jax.device_put(loader[step], program.batch_sharding)
-        state, metrics = program.step(state, batch, jnp.float32(rate))
+        state, metrics = program.step(state, batch, jnp.float32(rate), *base)
         done = step + 1
         unread.append((done, metrics))
         logged = done % log_every == 0 or done == total

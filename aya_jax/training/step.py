@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from aya_jax.losses.total import add
 from aya_jax.models.decoder import Params, logical_axes
+from aya_jax.models.lora import LoRA, adapter_axes, frozen_axes, join
 from aya_jax.sharding.experts import placed_on
 from aya_jax.sharding.mesh import batch_sharding, replicated, shardings
 from aya_jax.training.objectives import Arrays, Objective
@@ -21,7 +22,10 @@ Rules = tuple[tuple[str, Any], ...]
 
 
 class TrainState(NamedTuple):
-    """All that changes during training; the data and the learning rate follow from `step`."""
+    """All that changes during training; the data and the learning rate follow from `step`.
+
+    With LoRA `params` are the adapters alone, and `opt_state` is theirs.
+    """
 
     step: jax.Array
     params: Params
@@ -29,16 +33,26 @@ class TrainState(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A compiled step with the shardings of what it takes: `step(state, batch, lr)`."""
+    """A compiled step with the shardings of what it takes: `step(state, batch, lr)`.
+
+    With LoRA it also takes the frozen base, `step(state, batch, lr, base)`, which it leaves whole;
+    without, `base_sharding` is None.
+    """
 
     init: Callable[[Params], TrainState]
-    step: Callable[[TrainState, Arrays, jax.Array], tuple[TrainState, Metrics]]
+    step: Callable[..., tuple[TrainState, Metrics]]
     batch_sharding: jax.sharding.NamedSharding
+    base_sharding: Any
 
 
 @lru_cache(maxsize=16)
 def train_program(
-    objective: Objective, optimizer: AdamW, mesh: Mesh, rules: Rules, accumulate: int = 1
+    objective: Objective,
+    optimizer: AdamW,
+    mesh: Mesh,
+    rules: Rules,
+    accumulate: int = 1,
+    lora: LoRA | None = None,
 ) -> Program:
     """Return the program of an objective; equal arguments share one, hence one compilation.
 
@@ -48,11 +62,13 @@ def train_program(
       mesh, rules: where parameters and batches live.
       accumulate: micro-batches a step; the batch is split into so many along its first axis, and
         the gradient is that of the mean over the whole batch.
+      lora: what is trained in place of the parameters, if anything.
     """
     transform = optimizer.transform()
-    param_sharding = shardings(
-        logical_axes(objective.config, reward_head=objective.reward_head), mesh, rules
-    )
+    axes = logical_axes(objective.config, reward_head=objective.reward_head)
+    trained = axes if lora is None else adapter_axes(lora, axes)
+    param_sharding = shardings(trained, mesh, rules)
+    base_sharding = None if lora is None else shardings(frozen_axes(lora, axes), mesh, rules)
     whole = replicated(mesh)
 
     def fresh(params: Params) -> TrainState:
@@ -73,30 +89,31 @@ def train_program(
     )
     state_sharding = place(abstract)
 
-    def gradients(params: Params, batch: Arrays) -> tuple[Params, Any]:
+    def gradients(params: Params, batch: Arrays, *base: Params) -> tuple[Params, Any]:
         def loss(params: Params) -> tuple[jax.Array, Any]:
+            whole = params if lora is None else join(lora, *base, params)
             with placed_on(mesh, rules):
-                total = objective(params, batch)
+                total = objective(whole, batch)
             return total.loss, total
 
         return jax.grad(loss, has_aux=True)(params)
 
     def step(
-        state: TrainState, batch: Arrays, learning_rate: jax.Array
+        state: TrainState, batch: Arrays, learning_rate: jax.Array, *base: Params
     ) -> tuple[TrainState, Metrics]:
         if accumulate == 1:
-            grads, total = gradients(state.params, batch)
+            grads, total = gradients(state.params, batch, *base)
         else:
             micro = jax.tree.map(
                 lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch
             )
             zeros = jax.tree.map(
                 lambda x: jnp.zeros(x.shape, x.dtype),
-                jax.eval_shape(gradients, state.params, jax.tree.map(lambda x: x[0], micro)),
+                jax.eval_shape(gradients, state.params, jax.tree.map(lambda x: x[0], micro), *base),
             )
 
             def body(carry: Any, part: Arrays) -> tuple[Any, None]:
-                grads, total = gradients(state.params, part)
+                grads, total = gradients(state.params, part, *base)
                 return (jax.tree.map(jnp.add, carry[0], grads), add(carry[1], total)), None
 
             (grads, total), _ = jax.lax.scan(body, zeros, micro)
@@ -109,13 +126,15 @@ def train_program(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     rows = batch_sharding(mesh, rules)
+    given = (state_sharding, rows, None)
     return Program(
         jax.jit(fresh, in_shardings=(param_sharding,), out_shardings=state_sharding),
         jax.jit(
             step,
-            in_shardings=(state_sharding, rows, None),
+            in_shardings=given if lora is None else (*given, base_sharding),
             out_shardings=(state_sharding, whole),
             donate_argnums=0,
         ),
         rows,
+        base_sharding,
     )

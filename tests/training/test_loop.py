@@ -64,7 +64,9 @@ def like(config, params):
 
 
 def program_of(config):
-    return train_program(SFT(config), AdamW(weight_decay=0.1), device_mesh(), logical_rules(), 1)
+    return train_program(
+        SFT(config), AdamW(weight_decay=0.1), device_mesh(), logical_rules(), 1, None
+    )
 
 
 @pytest.fixture(scope="module")
