@@ -142,7 +142,8 @@ class Tokenizer:
         They are those of transformers' `apply_chat_template(messages, tokenize=True)`: the whole
         rendering is cut into pieces at once. What a user types is text, even if it is that of a
         special token: such text goes through the template as a character that nobody wrote, and is
-        put back between the special tokens that the template wrote.
+        put back between the special tokens that the template wrote. Added tokens that are not special
+        (`<think>` of Qwen3) are words like others, found wherever they stand.
 
         Aya 101 and other T5 models have no template: their prompt is the contents, a line each, and
         the end token.

@@ -420,6 +420,13 @@ def test_the_same_as_transformers_now(name, tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     place = tmp_path if name == "ours" else PLACE / name
     theirs, loaded = transformers.AutoTokenizer.from_pretrained(place), Tokenizer.load(place)
+    theirs.save_pretrained(tmp_path / "again")
+    again = Tokenizer.load(tmp_path / "again")
+    assert (again.bos_id, again.eos_id, again.pad_id) == (
+        loaded.bos_id,
+        loaded.eos_id,
+        loaded.pad_id,
+    )
     for chat in RECORDED["qwen2.5" if name == "ours" else name]["chats"]:
         for opened in (True, False):
             if "ids" in chat:
@@ -429,4 +436,5 @@ def test_the_same_as_transformers_now(name, tokenizer, tmp_path):
                     return_dict=False,
                     date_string="26 Jul 2024",
                 )
-                assert loaded.encode_chat(chat["messages"], add_generation_prompt=opened) == ids
+                for mine in (loaded, again):
+                    assert mine.encode_chat(chat["messages"], add_generation_prompt=opened) == ids
