@@ -35,16 +35,16 @@ print(status("VmHWM") - before)
 """
 
 
-def config_of(gigabytes):
-    """A fifth of the bytes are in the embedding, the rest in layers of 1024 x 16384."""
+def config_of(gigabytes, share):
+    """A share of the bytes is in the embedding, the rest in layers of 1024 x 16384."""
     d, f = 1024, 16384
     layer = 2 * (3 * d * f + 4 * d * d)
     return DecoderConfig(
         model_type="llama",
-        vocab_size=int(gigabytes * 0.2e9) // (2 * d),
+        vocab_size=int(gigabytes * share * 1e9) // (2 * d),
         hidden_size=d,
         intermediate_size=f,
-        num_hidden_layers=max(1, round(gigabytes * 0.8e9 / layer)),
+        num_hidden_layers=max(1, round(gigabytes * (1 - share) * 1e9 / layer)),
         num_attention_heads=8,
         num_key_value_heads=8,
     )
@@ -58,7 +58,7 @@ def make(folder, config, tokenizer):
     tensors = {t.name: (kind, t.shape) for t in hf_tensors(config)}
     with write_safetensors(folder, tensors, max_shard_size=500_000_000) as put:
         for name, (_, shape) in tensors.items():
-            put(name, np.frombuffer(rng.bytes(2 * int(np.prod(shape))), kind).reshape(shape))
+            put(name, rng.integers(0, 1 << 16, shape, np.uint16).view(kind))
     (folder / "config.json").write_text(json.dumps(config.to_hf()))
     for file in tokenizer.iterdir():
         shutil.copy(file, folder)
@@ -83,8 +83,8 @@ def assert_same(one, other):
             assert ours.read(name).tobytes() == theirs.read(name).tobytes(), name
 
 
-def main(place, gigabytes):
-    """Print the figures."""
+def measure(place, gigabytes, share=0.2):
+    """Return bytes of the model and of its largest tensor; of each direction peak and seconds."""
     place = Path(place)
     place.mkdir()
     tokenizer = place / "tokenizer"
@@ -92,16 +92,26 @@ def main(place, gigabytes):
     for name in ("tokenizer.model", "tokenizer_config.json"):
         (tokenizer / name).write_text("{}")
     try:
-        largest = make(place / "hf", config_of(gigabytes), tokenizer)
-        size = sum(file.stat().st_size for file in (place / "hf").glob("*.safetensors"))
-        print(f"model {size / 1e9:.2f} GB, largest tensor {largest / 1e6:.0f} MB")
+        figures = {"largest": make(place / "hf", config_of(gigabytes, share), tokenizer)}
+        shards = (place / "hf").glob("*.safetensors")
+        figures["size"] = sum(file.stat().st_size for file in shards)
         for direction, source, out in (("hf_to_aya", "hf", "aya"), ("aya_to_hf", "aya", "back")):
-            peak, seconds = convert(direction, place / source, place / out)
-            print(f"{direction}: peak {peak / 1e6:.0f} MB above the imports, {seconds:.0f} s")
+            figures[direction] = convert(direction, place / source, place / out)
         assert_same(place / "hf", place / "back")
-        print("the round trip gives the same bytes")
     finally:
         shutil.rmtree(place)
+    return figures
+
+
+def main(place, gigabytes):
+    """Print the figures."""
+    figures = measure(place, gigabytes)
+    size, largest = figures["size"], figures["largest"]
+    print(f"model {size / 1e9:.2f} GB, largest tensor {largest / 1e6:.0f} MB")
+    for direction in ("hf_to_aya", "aya_to_hf"):
+        peak, seconds = figures[direction]
+        print(f"{direction}: peak {peak / 1e6:.0f} MB above the imports, {seconds:.0f} s")
+    print("the round trip gives the same bytes")
 
 
 if __name__ == "__main__":
