@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import sentencepiece
 import tokenizers
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
 Part = str | int
 
@@ -90,13 +90,13 @@ class SentencePieces:
             elif token.special:
                 # Some models find their turn tokens in any text; here only the template writes them.
                 proto.pieces[i].type = control
-        self.special = {
+        self.special: Mapping[str, int] = {
             text: i
             for text, i in self._ids.items()
             if i >= self._size or proto.pieces[i].type == control
         }
         self.vocab_size = 1 + max(self._ids.values())
-        self.names = {
+        self.names: Mapping[str, str] = {
             f"{kind}_token": proto.pieces[i].piece
             for kind in ("bos", "eos", "pad", "unk")
             if 0 <= (i := getattr(proto.trainer_spec, f"{kind}_id")) < self._size
@@ -167,7 +167,7 @@ class JsonPieces:
                     ]
                 )
         tokens = self._engine.get_added_tokens_decoder()
-        self.special = {
+        self.special: Mapping[str, int] = {
             token.content: i
             for i, token in tokens.items()
             if token.special or token.content in special
