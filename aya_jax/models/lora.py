@@ -101,11 +101,6 @@ def adapter_axes(lora: LoRA, axes: Params) -> Params:
     return _adapted(lora, axes, adapter, lambda head: head)
 
 
-def adapter_shapes(lora: LoRA, params: Params) -> Params:
-    """Return the shapes and dtypes of the adapters of a model; errors as `init_adapters`."""
-    return jax.eval_shape(partial(init_adapters, lora), params, jax.random.key(0))
-
-
 def _factors(rank: Any, name: str, whole: tuple[Any, ...]) -> tuple[tuple[Any, ...], ...]:
     """Return shapes (or axes) of `a` and `b` from those of a stack of matrices."""
     split = 1 + INPUTS[name]
