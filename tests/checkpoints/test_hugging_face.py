@@ -55,6 +55,10 @@ CONFIGS = {
     "experts": {"model_type": "mixtral", "num_local_experts": 4, "tie_word_embeddings": False},
     "four norms": {"model_type": "gemma2", "head_dim": 8, "query_pre_attn_scalar": 6},
 }
+# Small checkpoints that transformers wrote, of every family.
+PUBLISHED = [
+    pytest.param(path.parent, id=path.parent.name) for path in sorted(GOLDENS.glob("*/config.json"))
+]
 
 
 def random_bits(shape, dtype, seed):
@@ -250,14 +254,7 @@ def test_a_padded_vocabulary_comes_back_whole(make, tmp_path, tiny_model, tokeni
     assert get_tensors(back)["model.embed_tokens.weight"][1] == (tied.vocab_size, 24)
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        pytest.param(path.parent, id=path.parent.relative_to(GOLDENS).as_posix())
-        for path in sorted(GOLDENS.rglob("config.json"))
-        if any(path.parent.glob("*.safetensors"))
-    ],
-)
+@pytest.mark.parametrize("place", PUBLISHED)
 def test_the_checkpoints_that_transformers_wrote_come_back(place, tmp_path, tiny_model):
     source = Path(shutil.copytree(place, tmp_path / "hf"))
     for file in ("tokenizer.model", "tokenizer_config.json"):
@@ -624,3 +621,40 @@ def test_a_conversion_holds_its_largest_tensor_twice_at_most(tmp_path):
         # Twice the largest tensor and 500 MB are promised; that is the whole of so small a model.
         assert peak < 2 * figures["largest"] + 250e6
     assert not (tmp_path / "place").exists()
+
+
+# transformers, where it is installed.
+
+
+def run_in_torch(place, *, reward):
+    """Return the dtypes that a directory's config has it loaded in, and float32 logits."""
+    import torch
+    import transformers
+
+    head = "SequenceClassification" if reward else "CausalLM"
+    load = getattr(transformers, f"AutoModelFor{head}").from_pretrained
+    model, told = load(
+        place, dtype=torch.float32, output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(told.values()), told
+    tokens = torch.arange(8, 40).reshape(2, 16)
+    with torch.no_grad():
+        logits = model(tokens, attention_mask=torch.ones_like(tokens)).logits.numpy()
+    return {str(each.dtype) for each in load(place).parameters()}, logits
+
+
+@pytest.mark.parametrize("place", PUBLISHED)
+def test_transformers_loads_what_we_write_as_what_it_wrote(place, tmp_path, tiny_model):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    source = Path(shutil.copytree(place, tmp_path / "hf"))
+    for file in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(tiny_model / file, source)
+    aya = hf_to_aya(source, tmp_path / "aya")
+    reward = "score" in load_ours(aya)
+    dtypes, expected = run_in_torch(place, reward=reward)
+    for dtype in (None, "float32"):
+        back = aya_to_hf(aya, tmp_path / f"back_{dtype}", dtype=dtype, max_shard_size=20_000)
+        loaded, logits = run_in_torch(back, reward=reward)
+        assert loaded == (dtypes if dtype is None else {"torch.float32"})
+        np.testing.assert_array_equal(logits, expected)
