@@ -5,6 +5,7 @@ tensor, twice.
 """
 
 import fnmatch
+import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -305,15 +306,15 @@ def _read_part(files: Safetensors, tensor: HFTensor, ranges: Sequence[Range]) ->
 
 def _reader(
     files: Safetensors, tensors: Sequence[HFTensor], dtype: np.dtype, shape: tuple[int, ...]
-) -> Callable[[tuple[slice, ...]], np.ndarray]:
+) -> Callable[[Any], np.ndarray]:
     """Return the function from slices of a leaf to their content; the same ones are read once."""
-    held: dict[tuple[Range, ...], np.ndarray] = {}
+
+    @functools.cache
+    def part(*ranges: Range) -> np.ndarray:
+        return _read(files, tensors, dtype, ranges)
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
-        ranges = tuple(each.indices(size)[:2] for each, size in zip(index, shape, strict=True))
-        if ranges not in held:
-            held[ranges] = _read(files, tensors, dtype, ranges)
-        return held[ranges]
+        return part(*(each.indices(size)[:2] for each, size in zip(index, shape, strict=True)))
 
     return read
 
