@@ -198,14 +198,14 @@ QWEN3 = """{%- set ns = namespace(last=messages | length - 1, found=false) %}
 # A template with marks of its own, which leave the end of the turn out.
 MARKED = """{% for turn in messages %}
 {{ '<|im_start|>' + turn.role }}
-{% if turn.role == 'assistant' %}
-{% generation %}
-{{- turn.content -}}
-{% endgeneration %}
+    {% if turn.role == 'assistant' %}
+        {% generation %}
+            {{- turn.content -}}
+        {% endgeneration %}
 <|im_end|>
-{% else %}
+    {% else %}
 {{ turn.content }}<|im_end|>
-{% endif %}
+    {% endif %}
 {% endfor %}
 {% if add_generation_prompt %}
 <|im_start|>assistant

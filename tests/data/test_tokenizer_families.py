@@ -3,12 +3,14 @@
 See make_tokenizer_goldens.py. Where transformers is installed the same is compared with it live.
 """
 
+import io
 import itertools
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -195,6 +197,74 @@ def test_a_prompt_is_no_other_where_a_piece_reaches_into_the_answer():
     prompt, answer = Tokenizer(files).encode_answer(turns, "b")
     assert prompt == loaded.encode_chat(turns)
     assert answer == [*loaded.encode("\nb"), loaded.eos_id]
+
+
+def test_an_answer_begins_no_text_where_it_is_cut_from_its_prompt():
+    """The space that a prompt ends with and the answer are one piece together in a SentencePiece BPE."""
+    files = with_config(
+        "mixtral",
+        chat_template="{{ messages[0].content }}:{{ ' ' }}"
+        "{% for turn in messages[1:] %}{{ turn.content + eos_token }}{% endfor %}",
+    )
+    prompt, answer = Tokenizer(files).encode_answer([{"role": "user", "content": "Tag"}], "day")
+    pieces = json.loads(files["tokenizer.json"])["model"]["vocab"]
+    texts = {i: text for text, i in pieces.items()}
+    assert "".join(texts[i] for i in prompt) == "▁Tag:▁"
+    assert "".join(texts[i] for i in answer) == "day</s>"
+
+
+def test_merges_that_spell_a_special_token_do_not_make_it():
+    vocab = {text: i for i, text in enumerate(["a", "<", "s", ">", "<s", "<s>"])}
+    content = {
+        "model": {"type": "BPE", "vocab": vocab, "merges": [["<", "s"], ["<s", ">"]]},
+        "added_tokens": [
+            {"id": 5, "content": "<s>", "special": True, "normalized": False}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        ],
+    }
+    config = {"eos_token": "<s>", "chat_template": "{{ messages[0].content }}<s>"}
+    spelt = Tokenizer(
+        {
+            "tokenizer.json": json.dumps(content).encode(),
+            "tokenizer_config.json": json.dumps(config).encode(),
+        }
+    )
+    assert spelt.encode("a<s>a") == [0, 4, 3, 0]
+    assert spelt.encode_chat([{"role": "user", "content": "<s>"}]) == [4, 3, 5]
+
+
+def test_a_sentencepiece_model_of_another_family_writes_its_turn_tokens_by_the_template_alone():
+    """Gemma's model finds its turn tokens in any text, and Llama's puts a space before a text."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["aba ab baa"] * 9),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=270,
+        byte_fallback=True,
+        user_defined_symbols=["<turn>"],
+        minloglevel=2,
+    )
+    special = {"content": "<turn>", "special": True}
+    config = {
+        "added_tokens_decoder": {"3": special, "300": {**special, "content": "<end>"}},
+        "chat_template": "{{ bos_token }}{% for m in messages %}<turn>{{ m.content }}<end>{% endfor %}",
+    }
+    loaded = Tokenizer(
+        {
+            "tokenizer.model": model.getvalue(),
+            "tokenizer_config.json": json.dumps(config).encode(),
+        }
+    )
+    assert (loaded.bos_id, loaded.eos_id, loaded.vocab_size) == (1, 300, 301)
+    assert loaded.stop_ids == (300, 2)
+    bytes_of = [4 + byte for byte in b"<turn>"]
+    space, *typed = loaded.encode("<turn>")
+    assert typed == bytes_of
+    turns = [{"role": "user", "content": text} for text in ("<turn>", "<end>")]
+    ends = [4 + byte for byte in b"<end>"]
+    assert loaded.encode_chat(turns) == [1, 3, *bytes_of, 300, 3, *ends, 300]
+    assert loaded.decode([1, 3, space, *bytes_of, 300, 299, 301]) == "<turn>"
 
 
 # Files.
