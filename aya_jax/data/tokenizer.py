@@ -53,6 +53,8 @@ class Tokenizer:
 
     Attributes:
       files: the content of the tokenizer's files, by name.
+      chat_template: its text, None where there is none.
+      vocab_size: one more than the largest id.
       bos_id: the id that begins a text, None for a family without one (Qwen).
       eos_id: the id that closes an assistant's turn, as the chat template has it; where there is no
         template, or one that closes no turn, that of `eos_token`.
