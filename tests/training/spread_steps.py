@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from aya_jax.models.config import DecoderConfig
 from aya_jax.models.decoder import init_params
+from aya_jax.models.lora import LoRA, freeze, init_adapters
 from aya_jax.sharding.mesh import AXES, logical_rules
 from aya_jax.training.objectives import DPO, SFT, Reward
 from aya_jax.training.optimizer import AdamW
@@ -47,6 +48,13 @@ OBJECTIVES = {
     "dpo": DPO(CONFIG, beta=0.3, sft_weight=0.2),
     "reward": Reward(CONFIG, center_coefficient=0.05, sft_weight=0.2),
 }
+ATTENTION = ("q", "k", "v", "o")
+# What is trained in place of the parameters, on a base that is split over the devices too.
+ADAPTED = {
+    "lora": (SFT(CONFIG), LoRA(4, 4.0)),
+    "lora int8": (SFT(CONFIG), LoRA(4, 4.0, base_dtype="int8")),
+    "lora int8 experts": (SFT(EXPERTS), LoRA(4, 4.0, ATTENTION, base_dtype="int8")),
+}
 STEPS, ROWS, WIDTH = 3, 8, 12
 
 
@@ -74,26 +82,34 @@ def pairs(rng):
     return sides
 
 
-def run(objective, shape, accumulate):
+def run(name, shape, accumulate):
+    objective, *lora = ADAPTED.get(name) or (OBJECTIVES[name],)
     count = int(np.prod(shape))
     mesh = Mesh(np.asarray(jax.devices()[:count]).reshape(*shape[:3], 1, shape[3]), AXES)
-    program = train_program(objective, AdamW(weight_decay=0.1), mesh, logical_rules(), accumulate)
+    program = train_program(
+        objective, AdamW(weight_decay=0.1), mesh, logical_rules(), accumulate, *lora
+    )
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(
         lambda: init_params(objective.config, jax.random.key(0), reward_head=objective.reward_head)
     )
     start = jax.tree.map(lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32), shapes)
+    base = [jax.device_put(freeze(each, start), program.base_sharding) for each in lora]
+    for each in lora:
+        adapters = init_adapters(each, start, jax.random.key(0))
+        start = jax.tree.map(lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32), adapters)
     state, metrics, moments = program.init(start), [], None
     for _ in range(STEPS):
         batch = rows(rng) if isinstance(objective, SFT) else pairs(rng)
         batch = jax.device_put(batch, program.batch_sharding)
-        state, figures = program.step(state, batch, jnp.float32(0.01))
+        state, figures = program.step(state, batch, jnp.float32(0.01), *base)
         metrics.append({name: float(value) for name, value in figures.items()})
         if moments is None:
             moments = jax.tree.map(np.asarray, state.opt_state)
     assert program.step._cache_size() == 1
     first = jax.devices()[0]
-    leaves = jax.tree.leaves((state.params, state.opt_state))
+    # Adapters are small, and their rank is not split.
+    leaves = jax.tree.leaves(base or (state.params, state.opt_state))
     here = [s.data.nbytes for x in leaves for s in x.addressable_shards if s.device == first]
     tokens = next(array for name, array in batch.items() if name.endswith("tokens"))
     return {
@@ -110,10 +126,10 @@ def farthest(ours, theirs):
 
 
 def main():
-    alone = {name: run(objective, (1, 1, 1, 1), 1) for name, objective in OBJECTIVES.items()}
+    alone = {name: run(name, (1, 1, 1, 1), 1) for name in (*OBJECTIVES, *ADAPTED)}
     found = []
     for name, shape, accumulate in json.loads(sys.argv[1]):
-        many = run(OBJECTIVES[name], shape, accumulate)
+        many = run(name, shape, accumulate)
         for part in ("moments", "params", "metrics"):
             many[part] = farthest(many[part], alone[name][part])
         found.append(many)

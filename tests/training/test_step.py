@@ -142,6 +142,9 @@ SPREAD = [
     *(("sft", mesh) for mesh in ("data", "fsdp", "tensor", "all", "accumulated")),
     *(("experts", mesh) for mesh in ("fsdp", "expert", "expert and all")),
     *((objective, mesh) for objective in ("dpo", "reward") for mesh in ("tensor", "all")),
+    ("lora", "fsdp"),
+    ("lora int8", "all"),
+    ("lora int8 experts", "expert and all"),
 ]
 
 
