@@ -47,6 +47,11 @@ class Norm(nn.Module):
         return (factor * x32 * scale).astype(x.dtype)
 
 
+def gated(gate: jax.Array, up: jax.Array, activation: str) -> jax.Array:
+    """Return `activation(gate) * up` in their dtype, made in float32."""
+    return (ACTIVATIONS[activation](gate.astype(jnp.float32)) * up).astype(up.dtype)
+
+
 def gated_mlp(
     module: nn.Module,
     x: jax.Array,
@@ -65,7 +70,7 @@ def gated_mlp(
     shape, axes = (d, width), ("embed", "mlp")
     gate = linear(module, "gate", x, shape, axes, stddev, bias=bias)
     up = linear(module, "up", x, shape, axes, stddev, bias=bias)
-    y = ACTIVATIONS[activation](gate) * up
+    y = gated(gate, up, activation)
     return linear(module, "down", y, shape[::-1], axes[::-1], stddev, bias=bias)
 
 
@@ -113,11 +118,11 @@ def experts_mlp(
         order = jnp.argsort(number, stable=True)
         sizes = jnp.bincount(number, length=here).astype(jnp.int32)
         rows = x.reshape(-1, d)[order // chosen]
-        inner = ACTIVATIONS[activation](jax.lax.ragged_dot(rows, gate, sizes))
-        out = jax.lax.ragged_dot(inner * jax.lax.ragged_dot(rows, up, sizes), down, sizes)
+        inner = (jax.lax.ragged_dot(rows, matrix, sizes) for matrix in (gate, up))
+        out = jax.lax.ragged_dot(gated(*inner, activation), down, sizes)
         # Rows of experts that are elsewhere come last, and add nothing here.
         out = jnp.where((number[order] < here)[:, None], out, 0)[jnp.argsort(order)]
-        out = out.reshape(*choices.shape, d) * shares[..., None].astype(out.dtype)
-        return out.sum(-2)
+        out = out.reshape(*choices.shape, d) * shares[..., None]
+        return out.sum(-2).astype(x.dtype)
 
     return over_experts(compute, (x, shares, choices), matrices, axes)

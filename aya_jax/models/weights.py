@@ -84,7 +84,7 @@ def weight(
     return module.param(name, normal(axes, stddev), shape, jnp.float32)
 
 
-def contract(x: jax.Array, matrix: Matrix, inputs: int = 1) -> jax.Array:
+def contract(x: jax.Array, matrix: Matrix, inputs: int = 1, *, dtype: Any = None) -> jax.Array:
     """Return the product over the last `inputs` axes of `x` and the first ones of `matrix`.
 
     Neither the sum of a `LowRank` nor the numbers behind an `Int8` are made: its values are exact in
@@ -94,17 +94,20 @@ def contract(x: jax.Array, matrix: Matrix, inputs: int = 1) -> jax.Array:
       x: [..., *inputs].
       matrix: [*inputs, *outputs], used in the dtype of `x`.
       inputs: how many axes are summed over.
+      dtype: of the result; that of `x` if absent.
 
     Returns:
-      [..., *outputs] in the dtype of `x`.
+      [..., *outputs].
     """
+    dtype = x.dtype if dtype is None else dtype
     if isinstance(matrix, LowRank):
-        learnt = contract(contract(x, matrix.a, inputs), matrix.b)
-        return contract(x, matrix.base, inputs) + matrix.scale * learnt
+        learnt = contract(contract(x, matrix.a, inputs), matrix.b, dtype=jnp.float32)
+        whole = contract(x, matrix.base, inputs, dtype=jnp.float32) + matrix.scale * learnt
+        return whole.astype(dtype)
     if isinstance(matrix, Int8):
         scale = matrix.scale.reshape(matrix.shape[inputs:])
-        return (contract(x, matrix.values, inputs) * scale).astype(x.dtype)
-    return jnp.tensordot(x, matrix.astype(x.dtype), inputs)
+        return (contract(x, matrix.values, inputs, dtype=jnp.float32) * scale).astype(dtype)
+    return jnp.tensordot(x, matrix.astype(x.dtype), inputs, preferred_element_type=dtype)
 
 
 def dense(matrix: Matrix, dtype: Any) -> jax.Array:
@@ -142,9 +145,11 @@ def linear(
       inputs: how many axes are summed over.
       bias: whether one is added.
     """
-    y = contract(x, weight(module, name, shape, axes, stddev), inputs)
+    matrix = weight(module, name, shape, axes, stddev)
     if not bias:
-        return y
+        return contract(x, matrix, inputs)
+    # The sum is rounded, not the product too.
+    y = contract(x, matrix, inputs, dtype=jnp.float32)
     init = constant(axes[inputs:], 0.0)
     added = module.param(f"{name}_bias", init, shape[inputs:], jnp.float32)
-    return y + added.astype(y.dtype)
+    return (y + added.astype(x.dtype)).astype(x.dtype)
