@@ -23,6 +23,7 @@ from aya_jax.checkpoints.safetensors import (
     SINGLE,
     Range,
     Safetensors,
+    in_c_order,
     write_safetensors,
 )
 from aya_jax.checkpoints.slices import Leaf, LeafPath, nested, open_slices, write_slices
@@ -326,7 +327,7 @@ def _copy_leaf(files: Safetensors, tensors: Sequence[HFTensor], leaf: Leaf, stor
         part = tensor.to_leaf(files.read(tensor.name))
         rows = leaf.chunks[leaf.stacked]
         for first in range(0, len(part), rows):
-            block = np.ascontiguousarray(part[first : first + rows].astype(leaf.dtype, copy=False))
+            block = in_c_order(part[first : first + rows]).astype(leaf.dtype, copy=False)
             checksum.update(block.reshape(-1).view(np.uint8))
             store[(*tensor.index, slice(first, first + len(block)))].write(block).result()
     return checksum.hexdigest()
