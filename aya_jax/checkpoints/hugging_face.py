@@ -36,7 +36,7 @@ from aya_jax.models.names import HFTensor, hf_tensors
 # The scalar head of a reward model keeps its dtype whatever the others get.
 HEAD, HEAD_NAME = ("score",), "score.weight"
 # Of a tied model, what some files repeat: it must be the embedding once more.
-REPEATED = ("lm_head.weight",)
+REPEATED = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 # Constants that old versions of transformers wrote among the weights.
 BUFFERS = ("*.rotary_emb.inv_freq", "*.masked_bias")
 
@@ -175,7 +175,7 @@ def aya_to_hf(
 
     told = config.to_hf(reward=reward)
     # transformers loads a model in the dtype that its config tells.
-    told["dtype" if "dtype" in told else "torch_dtype"] = kind(("embedding",)).name
+    told["dtype" if "dtype" in told else "torch_dtype"] = kind(tensors[0].leaf).name
     with atomic_directory(out) as folder:
         copy_tokenizer(source, folder)
         size = sum(kind(t.leaf).itemsize * math.prod(t.shape) for t in tensors)
@@ -237,7 +237,7 @@ def _matched(
                 f"{there[name].file}: tensor '{name}' has shape {there[name].shape}, but "
                 f"config.json makes it {tensor.shape}"
             )
-    embedding = next(t.name for t in tensors if t.leaf == ("embedding",))
+    embedding = tensors[0].name
     for name in extra:
         if not _equal(files, name, embedding):
             raise AyaError(

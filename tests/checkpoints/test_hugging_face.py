@@ -626,20 +626,21 @@ def test_a_conversion_holds_its_largest_tensor_twice_at_most(tmp_path):
 # transformers, where it is installed.
 
 
-def run_in_torch(place, *, reward):
+def run_in_torch(place):
     """Return the dtypes that a directory's config has it loaded in, and float32 logits."""
     import torch
     import transformers
 
-    head = "SequenceClassification" if reward else "CausalLM"
-    load = getattr(transformers, f"AutoModelFor{head}").from_pretrained
-    model, told = load(
+    told = load_config(place)
+    load = getattr(transformers, told["architectures"][0]).from_pretrained
+    model, faults = load(
         place, dtype=torch.float32, output_loading_info=True, attn_implementation="eager"
     )
-    assert not any(told.values()), told
+    assert not any(faults.values()), faults
     tokens = torch.arange(8, 40).reshape(2, 16)
+    more = {"decoder_input_ids": tokens} if told.get("is_encoder_decoder") else {}
     with torch.no_grad():
-        logits = model(tokens, attention_mask=torch.ones_like(tokens)).logits.numpy()
+        logits = model(tokens, attention_mask=torch.ones_like(tokens), **more).logits.numpy()
     return {str(each.dtype) for each in load(place).parameters()}, logits
 
 
@@ -651,10 +652,9 @@ def test_transformers_loads_what_we_write_as_what_it_wrote(place, tmp_path, tiny
     for file in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copy(tiny_model / file, source)
     aya = hf_to_aya(source, tmp_path / "aya")
-    reward = "score" in load_ours(aya)
-    dtypes, expected = run_in_torch(place, reward=reward)
+    dtypes, expected = run_in_torch(place)
     for dtype in (None, "float32"):
         back = aya_to_hf(aya, tmp_path / f"back_{dtype}", dtype=dtype, max_shard_size=20_000)
-        loaded, logits = run_in_torch(back, reward=reward)
+        loaded, logits = run_in_torch(back)
         assert loaded == (dtypes if dtype is None else {"torch.float32"})
         np.testing.assert_array_equal(logits, expected)
