@@ -13,7 +13,16 @@ def jax_version() -> tuple[int, ...]:
 
 def versions() -> dict[str, str]:
     """Return the releases that a result depends on, by name."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "sentencepiece", "babel")
+    packages = (
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "sentencepiece",
+        "tokenizers",
+        "babel",
+    )
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in packages},

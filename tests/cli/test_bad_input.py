@@ -211,9 +211,9 @@ def test_a_truncated_checkpoint_and_an_unreadable_listing(aya, shelf, tmp_path):
 def test_a_family_that_is_not_supported(aya, shelf, tmp_path):
     place = shelf.copy("model", tmp_path / "model")
     config = json.loads((place / "config.json").read_text())
-    (place / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+    (place / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
     result = aya("generate", "--model", place, "--prompt", "a")
-    assert_refused(result, "config.json", "model_type 'llama' is not supported")
+    assert_refused(result, "config.json", "model_type 'gpt2' is not supported")
 
 
 def test_models_in_each_others_place(aya, shelf, tmp_path):
