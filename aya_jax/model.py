@@ -40,7 +40,9 @@ class Model(NamedTuple):
         return logits(self.config, params, hidden)
 
 
-def load(path: str | Path, *, dtype: Any = None, reward: bool | None = None) -> Model:
+def load(
+    path: str | Path, *, dtype: Any = None, reward: bool | None = None, on_host: bool = False
+) -> Model:
     """Read a model directory, ours or a Hugging Face one.
 
     Args:
@@ -48,6 +50,7 @@ def load(path: str | Path, *, dtype: Any = None, reward: bool | None = None) -> 
       dtype: of the parameters, but for the scalar head, which is never rounded; as they were saved
         if absent.
       reward: whether a reward model is expected (True) or a language model (False).
+      on_host: whether the parameters stay NumPy arrays, in the host's memory.
 
     Raises:
       AyaError: a file is missing or damaged, the family is not supported, or the model is not of
@@ -58,10 +61,10 @@ def load(path: str | Path, *, dtype: Any = None, reward: bool | None = None) -> 
         raise AyaError(f"{path}: no such model directory; check the path")
     config = DecoderConfig.from_hf(load_config(path), str(path / "config.json"))
     if hugging_face.is_hugging_face(path):
-        params = hugging_face.load_params(path, config, dtype=dtype)
+        params = hugging_face.load_params(path, config, dtype=dtype, on_host=on_host)
         lineage = {"stage": path.resolve().name, "kind": "hugging_face"}
     else:
-        params, lineage = load_params(path, dtype=dtype), load_lineage(path)
+        params, lineage = load_params(path, dtype=dtype, on_host=on_host), load_lineage(path)
     model = Model(config, params, Tokenizer.load(path), lineage)
     if reward is not None and reward != model.is_reward_model:
         kinds = ("a language model", "a reward model")

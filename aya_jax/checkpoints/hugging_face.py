@@ -55,6 +55,7 @@ def load_params(
     dtype: Any = None,
     reward: bool | None = None,
     shardings: Any = None,
+    on_host: bool = False,
 ) -> Any:
     """Return the parameters of a Hugging Face directory as arrays on devices.
 
@@ -64,7 +65,8 @@ def load_params(
       dtype: of the parameters but for a scalar head; as they are in the files if absent.
       reward: whether a scalar head is expected; as the files have it if absent.
       shardings: a tree of shardings like the parameters. Each process then reads only the slices
-        that its devices hold. Without it all are on the default device.
+        that its devices hold. Without it all are on the default device, or
+      on_host: in the host's memory, as NumPy arrays.
 
     Raises:
       AyaError: a file is missing or damaged, or does not hold what the config says; see
@@ -78,7 +80,7 @@ def load_params(
             kind = _dtype(files, leaf, tensors, dtype)
             if shardings is None:
                 whole = _read(files, tensors, kind, [(0, size) for size in shape])
-                params[leaf] = jnp.asarray(whole)
+                params[leaf] = whole if on_host else jnp.asarray(whole)
                 continue
             sharding = shardings
             for key in leaf:

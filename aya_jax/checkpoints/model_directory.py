@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from aya_jax.checkpoints.store import leaf_checksums, read_tree, write_tree
 from aya_jax.data.files import atomic_directory, atomic_write, fingerprint
@@ -126,8 +127,8 @@ def load_lineage(path: str | Path) -> dict[str, Any]:
     return _read_json(Path(path, "lineage.json"))
 
 
-def load_params(path: str | Path, *, dtype: Any = None) -> Any:
-    """Return the parameters as arrays on the default device, every file checked.
+def load_params(path: str | Path, *, dtype: Any = None, on_host: bool = False) -> Any:
+    """Return the parameters as arrays on the default device, or NumPy's, every file checked.
 
     A scalar head, `score`, keeps its own dtype.
 
@@ -136,5 +137,6 @@ def load_params(path: str | Path, *, dtype: Any = None) -> Any:
     """
     tree = read_tree(Path(path), "params")
     kept = tree.pop("score", None)
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
-    return params if kept is None else {**params, "score": jnp.asarray(kept)}
+    asarray = np.asarray if on_host else jnp.asarray
+    params = jax.tree.map(lambda leaf: asarray(leaf, dtype), tree)
+    return params if kept is None else {**params, "score": asarray(kept)}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -102,12 +103,21 @@ def contract(x: jax.Array, matrix: Matrix, inputs: int = 1, *, dtype: Any = None
     dtype = x.dtype if dtype is None else dtype
     if isinstance(matrix, LowRank):
         learnt = contract(contract(x, matrix.a, inputs), matrix.b, dtype=jnp.float32)
-        whole = contract(x, matrix.base, inputs, dtype=jnp.float32) + matrix.scale * learnt
+        whole = _frozen(x, matrix.base, inputs, jnp.float32) + matrix.scale * learnt
         return whole.astype(dtype)
+    if isinstance(matrix, Int8):
+        return _frozen(x, matrix, inputs, dtype)
+    return jnp.tensordot(x, matrix.astype(x.dtype), inputs, preferred_element_type=dtype)
+
+
+# The backward pass casts once more: what it would keep else is a wider copy of every layer.
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3))
+def _frozen(x: jax.Array, matrix: jax.Array | Int8, inputs: int, dtype: Any) -> jax.Array:
+    """Return the product by a matrix that is not trained; see `contract`."""
     if isinstance(matrix, Int8):
         scale = matrix.scale.reshape(matrix.shape[inputs:])
         return (contract(x, matrix.values, inputs, dtype=jnp.float32) * scale).astype(dtype)
-    return jnp.tensordot(x, matrix.astype(x.dtype), inputs, preferred_element_type=dtype)
+    return contract(x, matrix, inputs, dtype=dtype)
 
 
 def dense(matrix: Matrix, dtype: Any) -> jax.Array:

@@ -25,7 +25,7 @@ from aya_jax.errors import AyaError
 from aya_jax.evaluation.bootstrap import Figure, summarise
 from aya_jax.merging.merge import merge_trees
 from aya_jax.metrics import HISTORY, MetricWriter, read_rows
-from aya_jax.model import Model
+from aya_jax.model import Model, load
 from aya_jax.models.config import DecoderConfig, decoder_config
 from aya_jax.models.decoder import Batch, Params, init_params
 from aya_jax.models.heads import target_logprobs
@@ -87,6 +87,20 @@ def lora_settings(
       AyaError: a setting is not one of those that there are.
     """
     return LoRA(rank, alpha, tuple(targets), use_rslora, base_dtype) if rank else None
+
+
+def load_start(path: str | Path, *, reward: bool | None = None) -> Model:
+    """Load the model that a training starts from; `reward` as in `load`.
+
+    Where LoRA trains on a base of another dtype, the model itself is left in the host's memory, as
+    NumPy arrays: the device has only room for the base.
+
+    Raises:
+      AyaError: see `model.load` and `lora_settings`.
+    """
+    lora = lora_settings()
+    on_host = lora is not None and lora.base_dtype is not None
+    return load(path, reward=reward, on_host=on_host)
 
 
 def _silent(done: int, total: int, figures: Mapping[str, float]) -> None:
@@ -317,13 +331,13 @@ def sequence_logprobs(model: Model, rows: Rows, *, batch_size: int = 32) -> np.n
       rows: arrays [R, T]; the tokens under `mask` are summed.
       batch_size: rows worked out together; the last batch is filled up.
     """
-    out = []
+    out, params = [], jax.device_put(model.params)
     for start in range(0, len(rows.tokens), batch_size):
         part = [array[start : start + batch_size] for array in rows]
         short = batch_size - len(part[0])
         tokens, positions, segments, mask = (np.pad(x, ((0, short), (0, 0))) for x in part)
         batch = Batch(*map(jnp.asarray, (tokens, positions, segments)))
-        values = _sequence_logprobs(model.config, model.params, batch, jnp.asarray(mask))
+        values = _sequence_logprobs(model.config, params, batch, jnp.asarray(mask))
         out.append(np.asarray(values)[: batch_size - short])
     return np.concatenate(out)
 

@@ -72,7 +72,7 @@ def own_records(context: Context) -> dict[str, Any]:
 def teacher(context: Context, *, languages: Sequence[str]) -> dict[str, Any]:
     """Fine-tune the base model on reference answers in some languages."""
     return jobs.sft(
-        load(context.inputs["base"], reward=False),
+        jobs.load_start(context.inputs["base"], reward=False),
         sources.records(languages=languages),
         work=_work(context),
     )
@@ -124,7 +124,7 @@ def reward_answers(context: Context, *, teachers: Sequence[str], max_length: int
 def reward(context: Context, *, half: int) -> dict[str, Any]:
     """Train a reward model on the pairs of one half of the prompts, a tenth of them held out."""
     rows = _records(context, "reward_answers")
-    model = load(context.inputs["base"], reward=False)
+    model = jobs.load_start(context.inputs["base"], reward=False)
     limit = min(jobs.lengths()[0], model.config.max_position_embeddings)
     # A completion that was made of another record's may be too long for this prompt.
     pairs = [
@@ -181,7 +181,7 @@ def sft(context: Context, *, start: str, data: str, languages: Sequence[str]) ->
         merge_into(context.directory, [context.inputs[start]], stage=context.name)
         return {"examples": 0}
     return jobs.sft(
-        load(context.inputs[start], reward=False),
+        jobs.load_start(context.inputs[start], reward=False),
         rows,
         work=_work(context),
     )
@@ -194,7 +194,7 @@ def dpo(context: Context, *, start: str, data: str, languages: Sequence[str]) ->
         merge_into(context.directory, [context.inputs[start]], stage=context.name)
         return {"pairs": 0}
     return jobs.dpo(
-        load(context.inputs[start], reward=False),
+        jobs.load_start(context.inputs[start], reward=False),
         rows,
         work=_work(context),
     )

@@ -57,7 +57,7 @@ def train_verb(verb: str, model: str, data: str, out: str, reference: str | None
         raise AyaError(f"{out}: exists already; remove it or give another --out")
     required = ("prompt", "completion") if verb == "sft" else PREFERENCE
     records = read_records(data, required=required)
-    start = load(model, reward=None if verb == "reward" else False)
+    start = jobs.load_start(model, reward=None if verb == "reward" else False)
     other = load(reference, reward=False) if reference else None
     made_of = {
         "verb": verb,

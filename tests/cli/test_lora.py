@@ -1,5 +1,6 @@
 """The training verbs with LoRA: a whole model, its adapters beside it, and the start as it was."""
 
+import gin
 import jax
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from aya_jax.checkpoints.adapters import CONFIG, load_adapters
 from aya_jax.checkpoints.model_directory import load_lineage, load_params, params_fingerprint
 from aya_jax.models.lora import merge
+from aya_jax.recipe.jobs import load_start
 
 LORA = ("lora.rank = 2", "lora.alpha = 6.0", "lora.targets = ('q', 'down')", "train.steps = 3")
 
@@ -59,7 +61,12 @@ def test_sft(aya, shelf, tmp_path, base_dtype):
 
 
 def test_dpo_and_reward(aya, shelf, tmp_path):
-    settings = bound(*LORA, "merge_checkpoints.last = 2", "train.checkpoint_every = 2")
+    settings = bound(
+        *LORA,
+        "lora.base_dtype = 'int8'",
+        "merge_checkpoints.last = 2",
+        "train.checkpoint_every = 2",
+    )
     made = {verb: tmp_path / verb for verb in ("dpo", "reward")}
     for verb, out in made.items():
         status, _, error = aya(
@@ -100,3 +107,13 @@ def test_without_a_rank_there_is_none(aya, shelf, tmp_path):
     out = tmp_path / "made"
     assert aya("sft", "--model", shelf.model, "--data", shelf.sft, "--out", out)[0] == 0
     assert "lora" not in load_lineage(out) and not (out / "adapter" / CONFIG).exists()
+
+
+def test_a_base_of_another_dtype_leaves_the_model_in_the_hosts_memory(shelf):
+    kinds = {}
+    for dtype in ("None", "'int8'"):
+        gin.parse_config(["lora.rank = 2", f"lora.base_dtype = {dtype}"])
+        params = load_start(shelf.model, reward=False).params
+        (kinds[dtype],) = {isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params)}
+        jax.tree.map(np.testing.assert_array_equal, params, load_params(shelf.model))
+    assert kinds == {"None": False, "'int8'": True}

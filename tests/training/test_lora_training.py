@@ -238,3 +238,18 @@ def test_joined_parameters_are_not_copied(params):
     joined = join(LORA, params, init_adapters(LORA, params, jax.random.key(0)))
     assert joined["embedding"] is params["embedding"]
     assert joined["layers"]["block"]["q"].base is params["layers"]["block"]["q"]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_no_layers_are_kept_in_float32_for_the_backward_pass(config, params, sft_arrays, dtype):
+    lora = LoRA(2, 3.0, base_dtype=dtype)
+    base, batch = freeze(lora, params), sft_arrays(4)
+
+    def loss(adapters):
+        return SFT(config)(join(lora, base, adapters), batch).loss
+
+    adapters = init_adapters(lora, params, jax.random.key(0))
+    traced = str(jax.make_jaxpr(jax.grad(loss))(adapters))
+    for name in lora.targets:
+        stack = ",".join(map(str, params["layers"]["block"][name].shape))
+        assert f"[{stack}]" in traced and f"f32[{stack}]" not in traced
