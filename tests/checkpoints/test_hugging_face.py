@@ -57,7 +57,9 @@ CONFIGS = {
 }
 # Small checkpoints that transformers wrote, of every family.
 PUBLISHED = [
-    pytest.param(path.parent, id=path.parent.name) for path in sorted(GOLDENS.glob("*/config.json"))
+    pytest.param(path.parent, id=path.parent.name)
+    for path in sorted(GOLDENS.glob("*/config.json"))
+    if load_config(path.parent)["model_type"] != "mt5"
 ]
 
 
