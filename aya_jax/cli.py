@@ -107,14 +107,20 @@ def _merge(parser: Parser) -> Callable[[Args], None]:
     )
     parser.add_argument("--weights", nargs="+", type=float, help="one a model; equal if absent")
     parser.add_argument("--density", type=float, help="share of entries that ties and dare keep")
+    parser.add_argument("--adapter", help="a LoRA adapter of PEFT's, to merge into one model")
     parser.add_argument("--out", required=True, help="model directory to make")
 
     def call(args: Args) -> None:
-        from aya_jax.merging.merge import merge
+        from aya_jax.merging.merge import merge, merge_adapter
 
         given = {"method": args.method, "weights": args.weights, "density": args.density}
         chosen = {name: value for name, value in given.items() if value is not None}
-        merge(args.models, out=args.out, base=args.base, **chosen)
+        if args.adapter is None:
+            merge(args.models, out=args.out, base=args.base, **chosen)
+        elif len(args.models) == 1 and not chosen and args.base is None:
+            merge_adapter(args.models[0], args.adapter, out=args.out)
+        else:
+            raise AyaError("--adapter goes into one model of --models, and with nothing but --out")
 
     return call
 

@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import gin
 import jax
 
+from aya_jax.checkpoints.adapters import load_adapters
 from aya_jax.checkpoints.model_directory import (
     copy_tokenizer,
     fill_model,
@@ -18,6 +20,8 @@ from aya_jax.checkpoints.model_directory import (
 from aya_jax.data.files import atomic_directory
 from aya_jax.errors import AyaError, nearest
 from aya_jax.merging.methods import METHODS, NEEDS_BASE, SUMS_TO_ONE, Settings
+from aya_jax.model import load
+from aya_jax.models import lora
 
 
 def _settings(count: int, method: str, weights: Sequence[float] | None) -> tuple[float, ...]:
@@ -169,3 +173,43 @@ def merge_into(
         lineage["base"] = load_lineage(base)["params_fingerprint"]
     copy_tokenizer(paths[0], directory)
     fill_model(directory, config=configs[0], params=merged, lineage=lineage)
+
+
+def merge_adapter(path: str | Path, adapter: str | Path, *, out: str | Path) -> Path:
+    """Make a model directory of a model with a LoRA adapter of PEFT's merged into it, whole or not at all.
+
+    Args:
+      path: the model, ours or a Hugging Face directory; its parameters keep their dtypes.
+      adapter: the folder of the adapter. One with a reward head makes a reward model.
+      out: the model directory to make.
+
+    Raises:
+      AyaError: one of the two cannot be read, they do not belong together, or `out` exists or cannot
+        be written.
+    """
+    model = load(path, on_host=True)
+    settings, adapters = load_adapters(adapter, model.config)
+    reward = lora.HEAD in adapters
+    base = {name: leaf for name, leaf in model.params.items() if not (reward and name == "output")}
+    lineage = {
+        "stage": "merge",
+        "kind": "merge",
+        "method": "lora",
+        "parents": [
+            {
+                "path": Path(path).name,
+                "fingerprint": model.lineage.get("params_fingerprint"),
+                "weight": None,
+            }
+        ],
+        "lora": asdict(settings),
+    }
+    with atomic_directory(out) as folder:
+        copy_tokenizer(path, folder)
+        fill_model(
+            folder,
+            config=model.config.to_hf(reward=reward or model.is_reward_model),
+            params=lora.merge(settings, base, adapters),
+            lineage=lineage,
+        )
+    return Path(out)

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from aya_jax.checkpoints.adapters import CONFIG, load_adapters
-from aya_jax.checkpoints.model_directory import load_lineage, load_params, params_fingerprint
+from aya_jax.checkpoints.model_directory import (
+    load_config,
+    load_lineage,
+    load_params,
+    params_fingerprint,
+)
+from aya_jax.model import load
 from aya_jax.models.lora import merge
 from aya_jax.recipe.jobs import load_start
 
@@ -117,3 +123,43 @@ def test_a_base_of_another_dtype_leaves_the_model_in_the_hosts_memory(shelf):
         (kinds[dtype],) = {isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params)}
         jax.tree.map(np.testing.assert_array_equal, params, load_params(shelf.model))
     assert kinds == {"None": False, "'int8'": True}
+
+
+def test_an_adapter_is_merged_into_its_base(aya, shelf, tmp_path):
+    made, again = tmp_path / "made", tmp_path / "again"
+    trained = ("--data", shelf.sft, "--out", made, *bound(*LORA))
+    assert aya("sft", "--model", shelf.model, *trained)[0] == 0
+    merged = ("--models", shelf.model, "--adapter", made / "adapter", "--out", again)
+    assert aya("merge", *merged)[0] == 0
+    ours, theirs = load_lineage(again), load_lineage(made)
+    assert ours["params_fingerprint"] == theirs["params_fingerprint"]
+    assert (ours["kind"], ours["method"]) == ("merge", "lora")
+    assert ours["parents"] == [{**theirs["parents"][0], "path": "model"}]
+    assert load_config(again) == load_config(made)
+    assert aya("generate", "--model", again, "--prompt", "Hallo")[0] == 0
+    # Nothing is left of a merge that cannot be.
+    wrong = {
+        ("--adapter", tmp_path, "--models", shelf.model): "is no adapter of PEFT's",
+        (
+            "--adapter",
+            made / "adapter",
+            "--models",
+            shelf.model,
+            shelf.other,
+        ): "goes into one model",
+        ("--adapter", made / "adapter", "--models", shelf.model, "--density", "0.5"): "nothing but",
+    }
+    for arguments, told in wrong.items():
+        status, _, error = aya("merge", *arguments, "--out", tmp_path / "no")
+        assert status == 1 and told in error and not (tmp_path / "no").exists()
+
+
+def test_an_adapter_with_a_head_makes_a_reward_model(aya, shelf, tmp_path):
+    made, again = tmp_path / "made", tmp_path / "again"
+    trained = ("--data", shelf.pairs, "--out", made, *bound(*LORA))
+    assert aya("reward", "--model", shelf.model, *trained)[0] == 0
+    merged = ("--models", shelf.model, "--adapter", made / "adapter", "--out", again)
+    assert aya("merge", *merged)[0] == 0
+    fingerprints = [load_lineage(place)["params_fingerprint"] for place in (made, again)]
+    assert fingerprints[0] == fingerprints[1] and load_config(again) == load_config(made)
+    assert load(again).is_reward_model
