@@ -413,7 +413,16 @@ def reward_objective(
       config: the decoder.
       center_coefficient: see `losses.reward.bradley_terry_loss`.
       sft_weight: see `training.objectives.Reward`.
+
+    Raises:
+      AyaError: `sft_weight` asks for likelihoods of a model whose output embedding is its own, which
+        a reward model does not keep.
     """
+    if sft_weight and not config.tie_word_embeddings:
+        raise AyaError(
+            "reward_objective.sft_weight needs a model with tied embeddings, and this one's "
+            "config.json says tie_word_embeddings false; set it to 0"
+        )
     return Reward(config, center_coefficient, sft_weight)
 
 
@@ -438,7 +447,9 @@ def reward(
     """
     start = dict(model.params)
     if not model.is_reward_model:
-        start["score"] = init_params(model.config, jax.random.key(0), reward_head=True)["score"]
+        # The scalar head takes the place of one over the vocabulary.
+        start.pop("output", None)
+        start["score"] = jnp.zeros(model.config.hidden_size, jnp.float32)
     figures = _fit(
         reward_objective(model.config),
         start,
