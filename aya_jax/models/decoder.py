@@ -107,7 +107,7 @@ class Block(nn.Module):
         q = rotate(q, sines, cosines, interleaved=c.family.interleaved)
         key = rotate(key, sines, cosines, interleaved=c.family.interleaved)
         window = c.windows[0] if kind is None else kind.window
-        options = {"softcap": c.attn_logit_softcapping, "scale": c.attention_scale}
+        options: dict[str, Any] = {"softcap": c.attn_logit_softcapping, "scale": c.attention_scale}
         if cache is None:
             ids = (batch.segment_ids, batch.segment_ids)
             out = attention(q, key, value, causal=True, segment_ids=ids, window=window, **options)

@@ -118,8 +118,8 @@ def experts_mlp(
         order = jnp.argsort(number, stable=True)
         sizes = jnp.bincount(number, length=here).astype(jnp.int32)
         rows = x.reshape(-1, d)[order // chosen]
-        inner = (jax.lax.ragged_dot(rows, matrix, sizes) for matrix in (gate, up))
-        out = jax.lax.ragged_dot(gated(*inner, activation), down, sizes)
+        inner = [jax.lax.ragged_dot(rows, matrix, sizes) for matrix in (gate, up)]
+        out = jax.lax.ragged_dot(gated(inner[0], inner[1], activation), down, sizes)
         # Rows of experts that are elsewhere come last, and add nothing here.
         out = jnp.where((number[order] < here)[:, None], out, 0)[jnp.argsort(order)]
         out = out.reshape(*choices.shape, d) * shares[..., None]

@@ -116,7 +116,7 @@ def _adapted(
     found: set[str] = set()
 
     def at(node: Params, path: tuple[str, ...]) -> Params:
-        made = {}
+        made: Params = {}
         for name, child in node.items():
             if isinstance(child, dict):
                 below = at(child, (*path, name))
@@ -243,7 +243,7 @@ def quantize(params: Params) -> Params:
 
 def _quantized(tree: Params, make: Callable[[Any, tuple[int, ...]], Int8]) -> Params:
     def at(node: Params) -> Params:
-        made = {}
+        made: Params = {}
         for name, child in node.items():
             if isinstance(child, dict):
                 made[name] = at(child)

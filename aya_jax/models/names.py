@@ -4,14 +4,16 @@ Source: the published checkpoints of each family, and transformers' `modeling_<m
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from aya_jax.models.config import DecoderConfig
 
 
-class HFTensor(NamedTuple):
+@dataclass(frozen=True)
+class HFTensor:
     """One tensor of a Hugging Face checkpoint and its place in the parameters.
 
     Attributes:

@@ -76,7 +76,7 @@ def weight(
       AyaError: it is held in a form of its own, and not of `shape`.
     """
     if module.has_variable("params", name):
-        held = module.get_variable("params", name)
+        held: Any = module.get_variable("params", name)
         # Flax would set the shape of each array in it against that of the whole.
         if isinstance(held, Int8 | LowRank):
             if held.shape != shape:

@@ -91,7 +91,7 @@ def train_program(
 
     def gradients(params: Params, batch: Arrays, *base: Params) -> tuple[Params, Any]:
         def loss(params: Params) -> tuple[jax.Array, Any]:
-            whole = params if lora is None else join(lora, *base, params)
+            whole = params if lora is None else join(lora, base[0], params)
             with placed_on(mesh, rules):
                 total = objective(whole, batch)
             return total.loss, total
