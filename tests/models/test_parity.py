@@ -156,4 +156,5 @@ def test_bfloat16_is_no_further_from_float32_than_torch_is(case, run):
     # The largest of so many is chance, their mean is not.
     ours = np.mean(distances)
     print(case, ours, np.max(distances), theirs)
-    assert ours < theirs[0], f"{ours} is more than {theirs[0]}"
+    # A twentieth for processors that sum in another order; on ours it is less in every case.
+    assert ours < 1.05 * theirs[0], f"{ours} is more than {theirs[0]}"
