@@ -169,14 +169,20 @@ def _where(text: str) -> str:
 def effective_settings(configurables: Iterable[Callable[..., Any]], scope: str) -> dict[str, Any]:
     """Return what each configurable will get under `scope`: its defaults under gin's bindings.
 
-    Keys are `name.parameter`, values JSON-able. Arguments without a default are not settings.
+    Keys are `name.parameter`, values JSON-able. Arguments without a default are not settings, nor are
+    those that gin may not set.
     """
     settings = {}
     with gin.config_scope(scope or None):
         for configurable in configurables:
-            name = gin_config._INVERSE_REGISTRY[_unwrapped(configurable)].selector
+            entry = gin_config._INVERSE_REGISTRY[_unwrapped(configurable)]
+            name, hidden = entry.selector, entry.denylist or ()
             parameters = inspect.signature(_unwrapped(configurable)).parameters.values()
-            defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+            defaults = {
+                p.name: p.default
+                for p in parameters
+                if p.default is not p.empty and p.name not in hidden
+            }
             bound = gin.get_bindings(configurable, resolve_references=True, inherit_scopes=True)
             for parameter, value in sorted({**defaults, **bound}.items()):
                 if value is not gin.REQUIRED and not callable(value):

@@ -51,9 +51,8 @@ OBJECTIVES = {
 ATTENTION = ("q", "k", "v", "o")
 # What is trained in place of the parameters, on a base that is split over the devices too.
 ADAPTED = {
-    "lora": (SFT(CONFIG), LoRA(4, 4.0)),
-    "lora int8": (SFT(CONFIG), LoRA(4, 4.0, base_dtype="int8")),
-    "lora int8 experts": (SFT(EXPERTS), LoRA(4, 4.0, ATTENTION, base_dtype="int8")),
+    "lora": (SFT(CONFIG), LoRA(4, 4.0, base_dtype="int8")),
+    "lora on experts": (SFT(EXPERTS), LoRA(4, 4.0, ATTENTION, base_dtype="int8")),
 }
 STEPS, ROWS, WIDTH = 3, 8, 12
 

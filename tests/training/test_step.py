@@ -136,15 +136,14 @@ MESHES = {
     "all": ((2, 2, 2, 1), 1, 0.5, 2),
     "accumulated": ((4, 2, 1, 1), 2, 0.7, 1),
     "expert": ((1, 1, 1, 4), 1, 0.6, 8),
-    "expert and all": ((1, 2, 2, 2), 2, 0.2, 4),
+    "expert and all": ((1, 2, 2, 2), 2, 0.21, 4),
 }
 SPREAD = [
     *(("sft", mesh) for mesh in ("data", "fsdp", "tensor", "all", "accumulated")),
     *(("experts", mesh) for mesh in ("fsdp", "expert", "expert and all")),
     *((objective, mesh) for objective in ("dpo", "reward") for mesh in ("tensor", "all")),
-    ("lora", "fsdp"),
-    ("lora int8", "all"),
-    ("lora int8 experts", "expert and all"),
+    ("lora", "all"),
+    ("lora on experts", "expert and all"),
 ]
 
 
