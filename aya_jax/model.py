@@ -4,20 +4,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from aya_jax.checkpoints import hugging_face
 from aya_jax.checkpoints.model_directory import load_config, load_lineage, load_params
 from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.errors import AyaError
-from aya_jax.models.config import DecoderConfig
+from aya_jax.models import t5
+from aya_jax.models.architecture import ModelConfig, read_config, require_decoder
 from aya_jax.models.decoder import Params, hidden_states, plain_batch
 from aya_jax.models.heads import logits
+from aya_jax.models.t5_config import T5Config
 
 
 class Model(NamedTuple):
     """What a model directory holds. `params` has a leaf `score` where it is a reward model."""
 
-    config: DecoderConfig
+    config: ModelConfig
     params: Params
     tokenizer: Tokenizer
     lineage: dict[str, Any]
@@ -27,17 +30,48 @@ class Model(NamedTuple):
         """Whether the model has a scalar head."""
         return "score" in self.params
 
-    def apply(self, params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        """Return float32 logits [B, T, V].
+    def apply(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        mask: jax.Array,
+        targets: jax.Array | None = None,
+    ) -> jax.Array:
+        """Return float32 logits [B, T, V]; of an encoder-decoder, at the places of `targets`.
 
         Args:
           params: of this model, or any of the same shapes.
           tokens: int32 [B, T], padded on the right.
           mask: bool [B, T], True on real tokens.
+          targets: of an encoder-decoder, which reads `tokens` with its encoder: what its decoder goes
+            on from, int32 [B, T], from `decoder_start_token_id` on and padded on the right.
+
+        Raises:
+          AyaError: an encoder-decoder is given no `targets`, or a decoder is.
         """
+        config, batch = self.config, plain_batch(tokens, mask)
         dtype = params["embedding"].dtype
-        hidden = hidden_states(self.config, params, plain_batch(tokens, mask), dtype=dtype)
-        return logits(self.config, params, hidden)
+        if isinstance(config, T5Config) and targets is not None:
+            answers = plain_batch(targets, jnp.ones_like(targets, bool))
+            hidden = t5.hidden_states(config, params, batch, answers, dtype=dtype)
+        elif targets is None:
+            decoder = require_decoder(config, "Model.apply without targets")
+            hidden = hidden_states(decoder, params, batch, dtype=dtype)
+        else:
+            raise AyaError("Model.apply: only an encoder-decoder takes targets")
+        return logits(config, params, hidden)
+
+
+def load_model_config(path: str | Path) -> ModelConfig:
+    """Return the configuration of a model directory, ours or a Hugging Face one.
+
+    Raises:
+      AyaError: it is missing, or of a family or with an option that is not supported.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise AyaError(f"{path}: no such model directory; check the path")
+    return read_config(load_config(path), str(path / "config.json"))
 
 
 def load(
@@ -56,10 +90,9 @@ def load(
       AyaError: a file is missing or damaged, the family is not supported, or the model is not of
         the expected kind.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise AyaError(f"{path}: no such model directory; check the path")
-    config = DecoderConfig.from_hf(load_config(path), str(path / "config.json"))
+    path, config = Path(path), load_model_config(path)
+    if reward:
+        require_decoder(config, f"{path}: a reward model")
     if hugging_face.is_hugging_face(path):
         params = hugging_face.load_params(path, config, dtype=dtype, on_host=on_host)
         lineage = {"stage": path.resolve().name, "kind": "hugging_face"}

@@ -11,6 +11,7 @@ import numpy as np
 from aya_jax.data.examples import Example, pad, tokenize
 from aya_jax.data.records import Record
 from aya_jax.model import Model
+from aya_jax.models.architecture import require_decoder
 from aya_jax.models.config import DecoderConfig
 from aya_jax.models.decoder import Batch, Params
 from aya_jax.models.heads import rewards
@@ -41,7 +42,8 @@ def score(
     Raises:
       AyaError: a prompt with its completion exceeds the context.
     """
-    limit = model.config.max_position_embeddings
+    config = require_decoder(model.config, "an arbiter")
+    limit = config.max_position_embeddings
     examples = [
         tokenize(
             {**record, "completion": text}, model.tokenizer, field="completion", max_length=limit
@@ -60,6 +62,6 @@ def score(
             rows = [examples[i] for i in part] + [filler] * (batch_size - len(part))
             tokens, positions, segment_ids, _ = pad(rows, length=width)
             batch = Batch(*map(jnp.asarray, (tokens, positions, segment_ids)))
-            values = _rewards(model.config, model.params, batch)
+            values = _rewards(config, model.params, batch)
             out[part] = np.asarray(values)[: len(part)]
     return out

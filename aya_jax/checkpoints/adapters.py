@@ -15,9 +15,10 @@ from aya_jax.checkpoints.safetensors import Safetensors, write_safetensors
 from aya_jax.checkpoints.slices import LeafPath, nested
 from aya_jax.data.files import atomic_write
 from aya_jax.errors import AyaError
-from aya_jax.models.config import DecoderConfig
+from aya_jax.models.architecture import ModelConfig, hf_tensors
 from aya_jax.models.lora import HEAD, INPUTS, LoRA, Params
-from aya_jax.models.names import HFTensor, hf_tensors
+from aya_jax.models.names import HFTensor
+from aya_jax.models.t5_config import T5Config
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -43,7 +44,7 @@ _IGNORED = {
 _MOVED_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
 
-def save_adapters(directory: Path, config: DecoderConfig, lora: LoRA, adapters: Params) -> None:
+def save_adapters(directory: Path, config: ModelConfig, lora: LoRA, adapters: Params) -> None:
     """Write adapters into a folder, which is made if need be; PEFT loads it onto the same model.
 
     Args:
@@ -64,10 +65,11 @@ def save_adapters(directory: Path, config: DecoderConfig, lora: LoRA, adapters: 
         a, b = (np.asarray(leaf[name][tensor.index], np.float32) for name in ("a", "b"))
         name_a, name_b = _names(tensor)
         tensors[name_a], tensors[name_b] = a.reshape(-1, rank).T, b.reshape(rank, -1).T
+    task = "SEQ_2_SEQ_LM" if isinstance(config, T5Config) else "CAUSAL_LM"
     modules = {tensor.name.split(".")[-2] for tensor, _ in _places(config, adapters)} - {HEAD}
     told = {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if reward else "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if reward else task,
         "base_model_name_or_path": None,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
@@ -88,7 +90,7 @@ def save_adapters(directory: Path, config: DecoderConfig, lora: LoRA, adapters: 
             put(name, array)
 
 
-def load_adapters(directory: str | Path, config: DecoderConfig) -> tuple[LoRA, Params]:
+def load_adapters(directory: str | Path, config: ModelConfig) -> tuple[LoRA, Params]:
     """Read adapters that PEFT or `save_adapters` wrote.
 
     Args:
@@ -143,7 +145,7 @@ def load_adapters(directory: str | Path, config: DecoderConfig) -> tuple[LoRA, P
     return lora, nested(leaves)
 
 
-def _places(config: DecoderConfig, adapters: Params) -> Iterator[tuple[HFTensor, Any]]:
+def _places(config: ModelConfig, adapters: Params) -> Iterator[tuple[HFTensor, Any]]:
     """Yield each tensor of the model that has an adapter, with the leaf that it is a part of."""
     for tensor in hf_tensors(config, reward=HEAD in adapters):
         node: Any = adapters

@@ -30,8 +30,8 @@ from aya_jax.checkpoints.slices import Leaf, LeafPath, nested, open_slices, writ
 from aya_jax.checkpoints.store import RESERVE, leaf_checksum
 from aya_jax.data.files import atomic_directory, atomic_write, fingerprint_file, require_space
 from aya_jax.errors import AyaError
-from aya_jax.models.config import DecoderConfig
-from aya_jax.models.names import HFTensor, hf_tensors
+from aya_jax.models.architecture import ModelConfig, hf_tensors, read_config
+from aya_jax.models.names import HFTensor
 
 # The scalar head of a reward model keeps its dtype whatever the others get.
 HEAD, HEAD_NAME = ("score",), "score.weight"
@@ -50,7 +50,7 @@ def is_hugging_face(path: str | Path) -> bool:
 
 def load_params(
     path: str | Path,
-    config: DecoderConfig,
+    config: ModelConfig,
     *,
     dtype: Any = None,
     reward: bool | None = None,
@@ -194,8 +194,8 @@ def aya_to_hf(
     return out
 
 
-def _read_config(path: Path) -> DecoderConfig:
-    return DecoderConfig.from_hf(load_config(path), str(path / "config.json"))
+def _read_config(path: Path) -> ModelConfig:
+    return read_config(load_config(path), str(path / "config.json"))
 
 
 def _by_leaf(tensors: Sequence[HFTensor]) -> dict[LeafPath, list[HFTensor]]:
@@ -213,7 +213,7 @@ def _shape(tensors: Sequence[HFTensor]) -> tuple[int, ...]:
 
 
 def _matched(
-    files: Safetensors, config: DecoderConfig, reward: bool | None
+    files: Safetensors, config: ModelConfig, reward: bool | None
 ) -> dict[LeafPath, list[HFTensor]]:
     """Return the tensors of each leaf; raise `AyaError` where the files hold others."""
     reward = HEAD_NAME in files.tensors if reward is None else reward

@@ -16,8 +16,8 @@ import numpy as np
 
 from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.errors import AyaError
-from aya_jax.models.config import DecoderConfig
-from aya_jax.models.decoder import Params, cache_size, decode_step, plain_batch, prefill
+from aya_jax.models.architecture import ModelConfig, continue_decoding, start_decoding
+from aya_jax.models.decoder import Params
 from aya_jax.models.heads import logits
 
 
@@ -63,7 +63,7 @@ def _sample(
     keys_B: jax.Array,
     temperature: jax.Array,
     *,
-    config: DecoderConfig,
+    config: ModelConfig,
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
     greedy: bool,
@@ -71,11 +71,7 @@ def _sample(
     top_p: float | None,
 ) -> jax.Array:
     """Return int32 [B, max_new_tokens], each row closed by one of `stop_ids`, then filled."""
-    b, p = tokens_BP.shape
-    mask = jnp.arange(p) < lengths_B[:, None]
-    slots = cache_size(config, p + max_new_tokens)
-    hidden, cache = prefill(config, params, plain_batch(tokens_BP, mask), slots=slots)
-    last = jnp.take_along_axis(hidden, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+    hidden, cache = start_decoding(config, params, tokens_BP, lengths_B, new=max_new_tokens)
 
     def pick(hidden_BD: jax.Array, index: jax.Array) -> jax.Array:
         scores = logits(config, params, hidden_BD)
@@ -93,11 +89,11 @@ def _sample(
         token = jnp.where(done, stop_ids[0], pick(hidden, index))
         out = out.at[:, index].set(token)
         done = done | jnp.isin(token, jnp.asarray(stop_ids))
-        hidden, cache = decode_step(config, params, cache, token, lengths_B + index)
+        hidden, cache = continue_decoding(config, params, cache, token, lengths_B, index)
         return index + 1, out, cache, hidden, done
 
-    out = jnp.full((b, max_new_tokens), stop_ids[0], jnp.int32)
-    start = (jnp.int32(0), out, cache, last, lengths_B == 0)
+    out = jnp.full((len(lengths_B), max_new_tokens), stop_ids[0], jnp.int32)
+    start = (jnp.int32(0), out, cache, hidden, lengths_B == 0)
     return jax.lax.while_loop(unfinished, advance, start)[1]
 
 
@@ -107,7 +103,7 @@ def _prompt_key(ids: Sequence[int]) -> int:
 
 @gin.configurable(denylist=["config", "params", "tokenizer", "conversations"])
 def sample(
-    config: DecoderConfig,
+    config: ModelConfig,
     params: Params,
     tokenizer: Tokenizer,
     conversations: Sequence[Sequence[Mapping[str, str]]],

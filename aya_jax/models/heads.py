@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from aya_jax.models.config import DecoderConfig
 from aya_jax.models.decoder import Batch, Params, hidden_states
+from aya_jax.models.t5_config import T5Config
 from aya_kernels import linear_logprob
 
 
@@ -15,7 +16,7 @@ def output_embedding(params: Params) -> jax.Array:
     return params["output"] if "output" in params else params["embedding"]
 
 
-def logits(config: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Array:
+def logits(config: DecoderConfig | T5Config, params: Params, hidden: jax.Array) -> jax.Array:
     """Return float32 logits [..., V] of hidden states [..., D].
 
     They are `logit_scale * hidden @ E.T` (Cohere), capped as `cap * tanh(logits / cap)` where the
@@ -29,7 +30,7 @@ def logits(config: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Arra
 
 
 def logprobs_of_hidden(
-    config: DecoderConfig,
+    config: DecoderConfig | T5Config,
     params: Params,
     hidden_BTD: jax.Array,
     tokens_BT: jax.Array,

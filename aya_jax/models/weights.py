@@ -57,7 +57,7 @@ class LowRank:
 Matrix = jax.Array | Int8 | LowRank
 
 
-def normal(axes: tuple[str, ...], stddev: float) -> Callable[..., Any]:
+def normal(axes: tuple[str | None, ...], stddev: float) -> Callable[..., Any]:
     """Return an initializer from N(0, stddev) that tells the logical axes of its array."""
     return nn.with_logical_partitioning(nn.initializers.normal(stddev), axes)
 

@@ -5,12 +5,12 @@ from typing import Any
 
 from aya_jax.arbitrage.pool import open_pool
 from aya_jax.arbitrage.preferences import require_lesson
-from aya_jax.checkpoints.model_directory import load_config
 from aya_jax.data.examples import fits, tokenize
 from aya_jax.data.records import Record, name_of, prompt_messages, read_records
 from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.errors import AyaError
-from aya_jax.models.config import DecoderConfig
+from aya_jax.model import load_model_config
+from aya_jax.models.architecture import require_decoder
 from aya_jax.recipe.stages import Context
 from aya_jax.recipe.tasks import RECORDS, in_languages
 
@@ -43,16 +43,19 @@ def check(
       The tokens of the longest prompt of each set of records.
 
     Raises:
-      AyaError: a prompt leaves no room for an answer, an example of the reward models is too long or
-        teaches nothing, no recorded answer fits a prompt, or a cluster has no prompt.
+      AyaError: the base model is no decoder, a prompt leaves no room for an answer, an example of
+        the reward models is too long or teaches nothing, no recorded answer fits a prompt, or a
+        cluster has no prompt.
     """
     tokenizer = Tokenizer.load(context.inputs[reader])
-    configs = [place / "config.json" for place in context.inputs.values()]
-    limits = [
-        DecoderConfig.from_hf(load_config(file.parent), str(file)).max_position_embeddings
-        for file in configs
-        if file.is_file()
-    ]
+    configs = {
+        name: load_model_config(place)
+        for name, place in context.inputs.items()
+        if (place / "config.json").is_file()
+    }
+    if reader in configs:
+        require_decoder(configs[reader], "the recipe's base model")
+    limits = [config.max_position_embeddings for config in configs.values()]
     limit = min([*limits, positions] if positions else limits)
     rooms = {
         "prompts": min(limit, max_length) - answer - 1,

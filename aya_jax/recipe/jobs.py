@@ -20,16 +20,19 @@ from aya_jax.checkpoints.train_store import TrainStore
 from aya_jax.data.examples import Rows, pack, pad, pad_length, text_rows, tokenize
 from aya_jax.data.files import fingerprint
 from aya_jax.data.records import Record
+from aya_jax.data.seq2seq import pack_seq2seq
 from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.errors import AyaError
 from aya_jax.evaluation.bootstrap import Figure, summarise
 from aya_jax.merging.merge import merge_trees
 from aya_jax.metrics import HISTORY, MetricWriter, read_rows
 from aya_jax.model import Model, load
+from aya_jax.models.architecture import require_decoder
 from aya_jax.models.config import DecoderConfig, decoder_config
 from aya_jax.models.decoder import Batch, Params, init_params
 from aya_jax.models.heads import target_logprobs
 from aya_jax.models.lora import INPUTS, LoRA, average, merge
+from aya_jax.models.t5_config import T5Config
 from aya_jax.training.loop import train
 from aya_jax.training.objectives import DPO, SFT, Objective, Reward
 
@@ -42,8 +45,8 @@ def lengths(*, max_length: int = 1024, multiple: int = 64) -> tuple[int, int]:
     """Return the longest example in tokens, and what padded lengths are a multiple of.
 
     Args:
-      max_length: of prompt and completion together, and the length of packed rows; the model's
-        context is the limit where that is shorter.
+      max_length: of prompt and completion together, and the length of packed rows, for an
+        encoder-decoder on either side; the model's context is the limit where that is shorter.
       multiple: rows of pairs are padded to a multiple of this many tokens, so that few programs are
         compiled.
     """
@@ -283,13 +286,18 @@ def sft(
       AyaError: a record is longer than `lengths.max_length` or the context, or there is none; see
         `training.loop.train` for more.
     """
-    limit = min(lengths()[0], model.config.max_position_embeddings)
+    config = model.config
+    limit = min(lengths()[0], config.max_position_embeddings)
     examples = [tokenize(r, model.tokenizer, field="completion", max_length=limit) for r in records]
-    rows = pack(examples, length=limit)
+    if isinstance(config, T5Config):
+        start_id = config.decoder_start_token_id
+        arrays = pack_seq2seq(examples, length=limit, start_id=start_id)
+    else:
+        arrays = _row_arrays(pack(examples, length=limit))
     figures = _fit(
-        SFT(model.config),
+        SFT(config),
         model.params,
-        _row_arrays(rows),
+        arrays,
         method="sft",
         data=records,
         parent=model,
@@ -331,13 +339,14 @@ def sequence_logprobs(model: Model, rows: Rows, *, batch_size: int = 32) -> np.n
       rows: arrays [R, T]; the tokens under `mask` are summed.
       batch_size: rows worked out together; the last batch is filled up.
     """
+    config = require_decoder(model.config, "DPO")
     out, params = [], jax.device_put(model.params)
     for start in range(0, len(rows.tokens), batch_size):
         part = [array[start : start + batch_size] for array in rows]
         short = batch_size - len(part[0])
         tokens, positions, segments, mask = (np.pad(x, ((0, short), (0, 0))) for x in part)
         batch = Batch(*map(jnp.asarray, (tokens, positions, segments)))
-        values = _sequence_logprobs(model.config, params, batch, jnp.asarray(mask))
+        values = _sequence_logprobs(config, params, batch, jnp.asarray(mask))
         out.append(np.asarray(values)[: batch_size - short])
     return np.concatenate(out)
 
@@ -382,15 +391,17 @@ def dpo(
       `pairs`, `steps` and the last figures.
 
     Raises:
-      AyaError: there is no pair, or one is too long; see `training.loop.train` for more.
+      AyaError: the model is no decoder, there is no pair, or one is too long; see
+        `training.loop.train` for more.
     """
+    config = require_decoder(model.config, "DPO")
     arrays = _pair_arrays(model, pairs)
     reference = reference or model
     for field in ("chosen", "rejected"):
         rows = Rows(*(arrays[f"{field}_{name}"] for name in Rows._fields))
         arrays[f"reference_{field}"] = sequence_logprobs(reference, rows)
     figures = _fit(
-        dpo_objective(model.config),
+        dpo_objective(config),
         model.params,
         arrays,
         method="dpo",
@@ -443,15 +454,17 @@ def reward(
       `pairs`, `steps` and the last figures.
 
     Raises:
-      AyaError: there is no pair, or one is too long; see `training.loop.train` for more.
+      AyaError: the model is no decoder, there is no pair, or one is too long; see
+        `training.loop.train` for more.
     """
+    config = require_decoder(model.config, "a reward model")
     start = dict(model.params)
     if not model.is_reward_model:
         # The scalar head takes the place of one over the vocabulary.
         start.pop("output", None)
-        start["score"] = jnp.zeros(model.config.hidden_size, jnp.float32)
+        start["score"] = jnp.zeros(config.hidden_size, jnp.float32)
     figures = _fit(
-        reward_objective(model.config),
+        reward_objective(config),
         start,
         _pair_arrays(model, pairs),
         method="reward",

@@ -11,7 +11,6 @@ from aya_jax.arbitrage.pairs import best_against_worst
 from aya_jax.arbitrage.pool import Answerer, answer_and_score, ask_some, open_pool
 from aya_jax.arbitrage.preferences import preference_pairs
 from aya_jax.arbitrage.routers import route, routing_counts
-from aya_jax.checkpoints.model_directory import load_config
 from aya_jax.data import sources
 from aya_jax.data.examples import fits
 from aya_jax.data.files import atomic_write, stable_hash
@@ -20,8 +19,7 @@ from aya_jax.data.tokenizer import Tokenizer, train_tokenizer
 from aya_jax.evaluation.evaluate import answer, mark
 from aya_jax.generation.engine import sample
 from aya_jax.merging.merge import merge_into
-from aya_jax.model import load
-from aya_jax.models.config import DecoderConfig
+from aya_jax.model import load, load_model_config
 from aya_jax.recipe import jobs
 from aya_jax.recipe.stages import Context
 
@@ -87,7 +85,7 @@ def _open_pool(
     member there were is in the counter when all have been asked.
     """
     place = context.inputs["base"]
-    config = DecoderConfig.from_hf(load_config(place), str(place / "config.json"))
+    config = load_model_config(place)
     tokenizer, limit = Tokenizer.load(place), min(max_length, config.max_position_embeddings)
     too_long: Counter[str] = Counter()
     pool = open_pool({name: context.inputs[f"teacher.{name}"] for name in teachers})

@@ -21,7 +21,8 @@ from aya_jax.data.records import prompt_messages, read_records, write_records
 from aya_jax.errors import AyaError
 from aya_jax.evaluation.evaluate import answer, mark, summary
 from aya_jax.generation.engine import sample
-from aya_jax.model import load
+from aya_jax.model import load, load_model_config
+from aya_jax.models.architecture import require_decoder
 from aya_jax.progress import Terminal
 from aya_jax.recipe import jobs
 from aya_jax.recipe.run_directory import MARK, open_work
@@ -57,6 +58,9 @@ def train_verb(verb: str, model: str, data: str, out: str, reference: str | None
         raise AyaError(f"{out}: exists already; remove it or give another --out")
     required = ("prompt", "completion") if verb == "sft" else PREFERENCE
     records = read_records(data, required=required)
+    if verb != "sft":
+        for path in filter(None, (model, reference)):
+            require_decoder(load_model_config(path), f"aya {verb}: {path}")
     start = jobs.load_start(model, reward=None if verb == "reward" else False)
     other = load(reference, reward=False) if reference else None
     made_of = {

@@ -14,9 +14,12 @@ from aya_jax.losses.dpo import dpo_loss
 from aya_jax.losses.reward import bradley_terry_loss
 from aya_jax.losses.sft import sft_loss
 from aya_jax.losses.total import Total
+from aya_jax.models import t5
+from aya_jax.models.architecture import ModelConfig
 from aya_jax.models.config import DecoderConfig
 from aya_jax.models.decoder import Batch, Params, hidden_states
 from aya_jax.models.heads import logprobs_of_hidden, rewards_of_hidden, target_logprobs
+from aya_jax.models.t5_config import T5Config
 
 Arrays = dict[str, jax.Array]
 
@@ -25,8 +28,8 @@ class Objective(Hashable, Protocol):
     """A loss over a batch. `reward_head` tells which parameters it needs."""
 
     @property
-    def config(self) -> DecoderConfig:
-        """The decoder that is trained."""
+    def config(self) -> ModelConfig:
+        """The model that is trained."""
         ...
 
     @property
@@ -43,18 +46,30 @@ class Objective(Hashable, Protocol):
 class SFT:
     """Negative log-likelihood of completion tokens in packed rows."""
 
-    config: DecoderConfig
+    config: ModelConfig
     dtype: Any = jnp.float32
     remat: bool = False
     reward_head: bool = False
 
     def __call__(self, params: Params, batch: Arrays) -> Total:
-        """`batch`: tokens, positions, segment_ids int32 [B, T] and mask bool [B, T]."""
-        rows = Batch(batch["tokens"], batch["positions"], batch["segment_ids"])
-        logprobs = target_logprobs(
-            self.config, params, rows, batch["mask"], dtype=self.dtype, remat=self.remat
-        )
-        return sft_loss(logprobs, batch["mask"])
+        """`batch`: tokens, positions, segment_ids int32 [B, T] and mask bool [B, T].
+
+        For an encoder-decoder those are the completions, and there are input_tokens, input_positions
+        and input_segment_ids int32 [B, S] of the prompts.
+        """
+        rows, mask = _rows(batch), batch["mask"]
+        options: dict[str, Any] = {"dtype": self.dtype, "remat": self.remat}
+        if isinstance(self.config, T5Config):
+            inputs = _rows(batch, "input_")
+            hidden = t5.hidden_states(self.config, params, inputs, rows, **options)
+            logprobs = logprobs_of_hidden(self.config, params, hidden, rows.tokens, mask)
+        else:
+            logprobs = target_logprobs(self.config, params, rows, mask, **options)
+        return sft_loss(logprobs, mask)
+
+
+def _rows(batch: Arrays, prefix: str = "") -> Batch:
+    return Batch(*(batch[f"{prefix}{name}"] for name in Batch._fields))
 
 
 def _pairs(batch: Arrays) -> tuple[Batch, jax.Array]:

@@ -10,7 +10,8 @@ import optax
 from jax.sharding import Mesh
 
 from aya_jax.losses.total import add
-from aya_jax.models.decoder import Params, logical_axes
+from aya_jax.models.architecture import logical_axes
+from aya_jax.models.decoder import Params
 from aya_jax.models.lora import LoRA, adapter_axes, frozen_axes, join
 from aya_jax.sharding.experts import placed_on
 from aya_jax.sharding.mesh import batch_sharding, replicated, shardings
