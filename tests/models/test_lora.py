@@ -196,7 +196,7 @@ def test_gradients_follow_from_those_of_the_merged_matrices(llama, quick_jit):
         expected = {"a": grad @ b.transpose(0, 2, 1), "b": a.transpose(0, 2, 1) @ grad}
         for side, ours in got["layers"]["block"][name].items():
             theirs = lora.scale * expected[side].reshape(ours.shape)
-            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=2e-4)
+            assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
 
 
 def test_adapters_decode_from_a_cache_as_they_read(llama, quick_jit):
