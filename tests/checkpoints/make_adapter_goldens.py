@@ -1,9 +1,10 @@
-"""Make small adapters with PEFT on a small Llama, and record the logits and rewards that they give.
+"""Make small adapters with PEFT on a small Llama and mT5; record the logits and rewards that they give.
 
     python tests/checkpoints/make_adapter_goldens.py
 
 Needs torch, transformers and peft; the tests need only what it writes to `adapters/`: the base model,
-a folder an adapter, and `recorded.npz` (tokens, and what each adapter gives for them).
+a folder an adapter, and `recorded.npz` (tokens, and what each adapter gives for them). The mT5 is that of
+`tests/models/goldens`.
 """
 
 import shutil
@@ -12,9 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 HERE = Path(__file__).parent / "adapters"
+MT5 = Path(__file__).parents[1] / "models" / "goldens" / "mt5"
 EVERY = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ADAPTERS = {
     "every": LoraConfig(r=3, lora_alpha=5, target_modules=EVERY, task_type="CAUSAL_LM"),
@@ -29,7 +36,11 @@ ADAPTERS = {
     "reward": LoraConfig(
         r=2, lora_alpha=4, target_modules=["v_proj", "up_proj"], task_type="SEQ_CLS"
     ),
+    "mt5": LoraConfig(
+        r=2, lora_alpha=3, target_modules=["q", "v", "o", "wi_1"], task_type="SEQ_2_SEQ_LM"
+    ),
 }
+KINDS = {"reward": LlamaForSequenceClassification, "mt5": AutoModelForSeq2SeqLM}
 
 
 def tokens():
@@ -45,10 +56,19 @@ def perturb(model, seed):
             parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
 
 
+def start(name):
+    place = MT5 if name == "mt5" else HERE / "base"
+    return KINDS.get(name, LlamaForCausalLM).from_pretrained(place, dtype=torch.float32)
+
+
 def outputs(model):
+    """Logits; an encoder-decoder reads the tokens on both sides."""
     model.eval()
+    given = {"input_ids": torch.tensor(tokens())}
+    if model.config.is_encoder_decoder:
+        given["decoder_input_ids"] = given["input_ids"]
     with torch.no_grad():
-        return model(input_ids=torch.tensor(tokens())).logits.numpy()
+        return model(**given).logits.numpy()
 
 
 def main():
@@ -71,13 +91,11 @@ def main():
     (HERE / "base" / "generation_config.json").unlink()
     recorded = {"tokens": tokens()}
     for seed, (name, settings) in enumerate(ADAPTERS.items()):
-        kind = LlamaForSequenceClassification if name == "reward" else LlamaForCausalLM
-        base = kind.from_pretrained(HERE / "base")
-        model = get_peft_model(base, settings)
+        model = get_peft_model(start(name), settings)
         perturb(model, seed)
         model.peft_config["default"].base_model_name_or_path = "base"
         model.save_pretrained(HERE / name)
-        again = PeftModel.from_pretrained(kind.from_pretrained(HERE / "base"), HERE / name)
+        again = PeftModel.from_pretrained(start(name), HERE / name)
         recorded[name] = outputs(model)
         assert np.array_equal(outputs(again), recorded[name])
         (HERE / name / "README.md").unlink()

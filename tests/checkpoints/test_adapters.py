@@ -17,23 +17,35 @@ from aya_jax.checkpoints.adapters import CONFIG, WEIGHTS, load_adapters, save_ad
 from aya_jax.checkpoints.model_directory import load_config
 from aya_jax.checkpoints.safetensors import Safetensors, write_safetensors
 from aya_jax.errors import AyaError
+from aya_jax.models import t5
+from aya_jax.models.architecture import read_config
 from aya_jax.models.config import DecoderConfig
 from aya_jax.models.decoder import hidden_states, init_params, plain_batch
 from aya_jax.models.heads import logits, rewards_of_hidden
 from aya_jax.models.lora import INPUTS, LoRA, init_adapters, join, merge
+from aya_jax.models.t5_config import T5Config
 
 HERE = Path(__file__).parent / "adapters"
-CONFIG_OF = DecoderConfig.from_hf(load_config(HERE / "base"))
+MT5 = HERE.parents[1] / "models" / "goldens" / "mt5"
 ADAPTERS = {
     "every": LoRA(3, 5, tuple(INPUTS)),
     "some": LoRA(4, 3, ("q", "o", "down"), use_rslora=True),
     "reward": LoRA(2, 4, ("v", "up")),
+    "mt5": LoRA(2, 3, ("q", "v", "o", "up")),
 }
+PLACES = {"mt5": MT5}
+LLAMA = read_config(load_config(HERE / "base"))
 
 
-@pytest.fixture(scope="module")
-def base():
-    return hugging_face.load_params(HERE / "base", CONFIG_OF)
+def config_of(name):
+    return read_config(load_config(PLACES.get(name, HERE / "base")))
+
+
+def base_of(name):
+    """The model that an adapter is for; a reward model has a head in place of an output embedding."""
+    place = PLACES.get(name, HERE / "base")
+    params = hugging_face.load_params(place, config_of(name), dtype=jnp.float32)
+    return {k: v for k, v in params.items() if k != "output" or name != "reward"}
 
 
 @pytest.fixture(scope="module")
@@ -42,29 +54,27 @@ def recorded():
         return dict(file)
 
 
-def outputs(params, tokens):
-    """Logits, or the rewards of a model with a head."""
+def outputs(config, params, tokens):
+    """Logits, or the rewards of a model with a head; mT5 reads the tokens on both sides."""
     batch = plain_batch(jnp.asarray(tokens, jnp.int32), jnp.ones(tokens.shape, bool))
-    hidden = hidden_states(CONFIG_OF, params, batch)
+    if isinstance(config, T5Config):
+        return logits(config, params, t5.hidden_states(config, params, batch, batch))
+    hidden = hidden_states(config, params, batch)
     if "score" in params:
         return rewards_of_hidden(params, hidden, batch.segment_ids)[:, None]
-    return logits(CONFIG_OF, params, hidden)
-
-
-def bodies(base, adapters):
-    """A reward model has a head in place of an output embedding."""
-    return {k: v for k, v in base.items() if k != "output" or "score" not in adapters}
+    return logits(config, params, hidden)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_what_peft_made_gives_what_it_recorded(name, base, recorded):
-    lora, adapters = load_adapters(HERE / name, CONFIG_OF)
+def test_what_peft_made_gives_what_it_recorded(name, recorded):
+    config, params = config_of(name), base_of(name)
+    lora, adapters = load_adapters(HERE / name, config)
     assert lora == ADAPTERS[name]
-    params = bodies(base, adapters)
     for whole in (join(lora, params, adapters), merge(lora, params, adapters)):
-        np.testing.assert_allclose(outputs(whole, recorded["tokens"]), recorded[name], atol=1e-5)
+        ours = outputs(config, whole, recorded["tokens"])
+        np.testing.assert_allclose(ours, recorded[name], atol=1e-5)
     if name != "reward":
-        assert np.abs(outputs(base, recorded["tokens"]) - recorded[name]).max() > 0.5
+        assert np.abs(outputs(config, params, recorded["tokens"]) - recorded[name]).max() > 0.3
 
 
 def tensors_of(directory):
@@ -74,7 +84,8 @@ def tensors_of(directory):
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_what_was_read_is_written_bit_for_bit(name, tmp_path):
-    save_adapters(tmp_path / "new", CONFIG_OF, *load_adapters(HERE / name, CONFIG_OF))
+    config = config_of(name)
+    save_adapters(tmp_path / "new", config, *load_adapters(HERE / name, config))
     ours, theirs = tensors_of(tmp_path / "new"), tensors_of(HERE / name)
     assert ours.keys() == theirs.keys()
     for tensor, array in theirs.items():
@@ -86,13 +97,13 @@ def test_what_was_read_is_written_bit_for_bit(name, tmp_path):
         assert told[field] == expected[field]
     assert sorted(told["target_modules"]) == sorted(expected["target_modules"])
     # Over what an earlier attempt left.
-    save_adapters(tmp_path / "new", CONFIG_OF, *load_adapters(HERE / name, CONFIG_OF))
+    save_adapters(tmp_path / "new", config, *load_adapters(HERE / name, config))
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == [CONFIG, WEIGHTS]
 
 
 @pytest.mark.parametrize("family", ["cohere", "gemma2", "mixtral"])
 def test_every_family_comes_back(family, tmp_path):
-    config = DecoderConfig.from_hf({**CONFIG_OF.to_hf(), "model_type": family})
+    config = DecoderConfig.from_hf({**LLAMA.to_hf(), "model_type": family})
     params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     targets = ("q", "v", "o") if family == "mixtral" else ("k", "o", "gate", "down")
     lora = LoRA(2, 4.0, targets)
@@ -134,7 +145,7 @@ def changed(directory, place, *, config=None, tensors=None):
 def test_what_is_not_supported_is_told_by_name(config, tmp_path):
     place = changed(HERE / "every", tmp_path / "new", config=config)
     with pytest.raises(AyaError, match=rf"adapter_config.json: {next(iter(config))} = "):
-        load_adapters(place, CONFIG_OF)
+        load_adapters(place, LLAMA)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +158,7 @@ def test_what_is_not_supported_is_told_by_name(config, tmp_path):
 )
 def test_a_config_without_what_is_needed_is_told(config, told, tmp_path):
     with pytest.raises(AyaError, match=told):
-        load_adapters(changed(HERE / "every", tmp_path / "new", config=config), CONFIG_OF)
+        load_adapters(changed(HERE / "every", tmp_path / "new", config=config), LLAMA)
 
 
 LAYER = "base_model.model.model.layers.1"
@@ -180,40 +191,44 @@ LAYER = "base_model.model.model.layers.1"
 )
 def test_tensors_that_do_not_fit_are_named(tensors, told, tmp_path):
     with pytest.raises(AyaError, match=told):
-        load_adapters(changed(HERE / "every", tmp_path / "new", tensors=tensors), CONFIG_OF)
+        load_adapters(changed(HERE / "every", tmp_path / "new", tensors=tensors), LLAMA)
 
 
 def test_files_that_are_not_there_are_named(tmp_path):
     with pytest.raises(AyaError, match=r"adapter_config.json: no such file; .* is no adapter"):
-        load_adapters(tmp_path, CONFIG_OF)
+        load_adapters(tmp_path, LLAMA)
     shutil.copy(HERE / "every" / CONFIG, tmp_path)
     with pytest.raises(AyaError, match=r"adapter_model.safetensors: no such file"):
-        load_adapters(tmp_path, CONFIG_OF)
+        load_adapters(tmp_path, LLAMA)
     (tmp_path / CONFIG).write_text("{")
     with pytest.raises(AyaError, match=r"adapter_config.json: cannot be read"):
-        load_adapters(tmp_path, CONFIG_OF)
+        load_adapters(tmp_path, LLAMA)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_peft_now_gives_the_same_for_what_we_write(name, base, recorded, tmp_path):
+def test_peft_now_gives_the_same_for_what_we_write(name, recorded, tmp_path):
     peft = pytest.importorskip("peft")
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    lora, adapters = load_adapters(HERE / name, CONFIG_OF)
+    config = config_of(name)
+    lora, adapters = load_adapters(HERE / name, config)
     rng = np.random.default_rng(5)
     adapters = jax.tree.map(
         lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), jnp.float32), adapters
     )
-    save_adapters(tmp_path, CONFIG_OF, lora, adapters)
-    kind = transformers.LlamaForCausalLM
-    options = {}
+    save_adapters(tmp_path, config, lora, adapters)
+    kind, options = transformers.LlamaForCausalLM, {"dtype": torch.float32}
     if name == "reward":
-        kind, options = transformers.LlamaForSequenceClassification, {"num_labels": 1}
-    model = peft.PeftModel.from_pretrained(
-        kind.from_pretrained(HERE / "base", **options), tmp_path
-    ).eval()
+        kind, options["num_labels"] = transformers.LlamaForSequenceClassification, 1
+    if name == "mt5":
+        kind = transformers.AutoModelForSeq2SeqLM
+    start = kind.from_pretrained(PLACES.get(name, HERE / "base"), **options)
+    model = peft.PeftModel.from_pretrained(start, tmp_path).eval()
+    given = {"input_ids": torch.tensor(recorded["tokens"])}
+    if name == "mt5":
+        given["decoder_input_ids"] = given["input_ids"]
     with torch.no_grad():
-        theirs = model(input_ids=torch.tensor(recorded["tokens"])).logits.numpy()
-    ours = outputs(join(lora, bodies(base, adapters), adapters), recorded["tokens"])
+        theirs = model(**given).logits.numpy()
+    ours = outputs(config, join(lora, base_of(name), adapters), recorded["tokens"])
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert np.abs(theirs - recorded[name]).max() > 0.1
