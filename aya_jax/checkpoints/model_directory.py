@@ -133,10 +133,27 @@ def load_params(path: str | Path, *, dtype: Any = None, on_host: bool = False) -
     A scalar head, `score`, keeps its own dtype.
 
     Raises:
-      AyaError: a file is missing or damaged.
+      AyaError: a file is missing or damaged, or the directory is another program's.
     """
+    _require_ours(Path(path))
     tree = read_tree(Path(path), "params")
     kept = tree.pop("score", None)
     asarray = np.asarray if on_host else jnp.asarray
     params = jax.tree.map(lambda leaf: asarray(leaf, dtype), tree)
     return params if kept is None else {**params, "score": asarray(kept)}
+
+
+def _require_ours(path: Path) -> None:
+    """Raise `AyaError` where the parameters are there, but in a file of another format."""
+    if (path / "params").exists():
+        return
+    if any(path.glob("*.safetensors")):
+        raise AyaError(
+            f"{path}: is a Hugging Face directory; make a model directory of it with `aya convert "
+            f"hf-to-aya {path} OUT`"
+        )
+    for file in sorted(path.glob("pytorch_model*.bin")):
+        raise AyaError(
+            f"{file}: only safetensors are read; load the model with transformers and save it with "
+            "save_pretrained"
+        )
