@@ -57,8 +57,7 @@ CONFIGS = {
 }
 # Small checkpoints that transformers wrote, of every family.
 PUBLISHED = [
-    pytest.param(path.parent, id=path.parent.name)
-    for path in sorted(GOLDENS.glob("*/config.json"))
+    pytest.param(path.parent, id=path.parent.name) for path in sorted(GOLDENS.glob("*/config.json"))
 ]
 
 
