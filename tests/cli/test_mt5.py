@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from aya_jax.checkpoints.safetensors import Safetensors, write_safetensors
 from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.errors import AyaError
 from aya_jax.models.architecture import hf_tensors, read_config
+from aya_jax.recipe.check import check
 
 TESTS = Path(__file__).parents[1]
 # What old files have besides.
@@ -79,6 +81,15 @@ def test_what_an_encoder_decoder_cannot_do(published, aya, shelf, tmp_path):
     given = ("--model", shelf.model, "--data", shelf.pairs, "--out", tmp_path / "dpo")
     status, _, error = aya("dpo", *given, "--reference", bare)
     assert status == 1 and "needs a decoder" in error
+    asked = {"pool": (), "clusters": {}, "positions": None, "answer": 1, "evaluated": 1}
+    with pytest.raises(AyaError, match="the recipe's base model needs a decoder"):
+        check(
+            SimpleNamespace(inputs={"base": bare}),
+            reader="base",
+            max_length=8,
+            max_pair_length=8,
+            **asked,
+        )
     model = aya_jax.load(published)
     tokens = jnp.ones((1, 2), jnp.int32)
     with pytest.raises(AyaError, match="without targets needs a decoder"):
