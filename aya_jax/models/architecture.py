@@ -13,7 +13,7 @@ from aya_jax.models.decoder import Cache, Params, cache_size, plain_batch
 from aya_jax.models.families import FAMILIES
 from aya_jax.models.names import HFTensor
 from aya_jax.models.t5 import T5Cache
-from aya_jax.models.t5_config import MODEL_TYPE, T5Config
+from aya_jax.models.t5_config import ARCHITECTURES, T5Config
 from aya_jax.models.t5_names import t5_tensors
 
 ModelConfig = DecoderConfig | T5Config
@@ -26,10 +26,10 @@ def read_config(config: Mapping[str, Any], where: str = "config.json") -> ModelC
       AyaError: an unsupported family or option, or a missing size.
     """
     name = config.get("model_type")
-    if name == MODEL_TYPE:
+    if name in ARCHITECTURES:
         return T5Config.from_hf(config, where)
     if name not in FAMILIES:
-        hint = nearest(str(name), [*FAMILIES, MODEL_TYPE])
+        hint = nearest(str(name), [*FAMILIES, *ARCHITECTURES])
         raise AyaError(f"{where}: model_type {name!r} is not supported{hint}")
     return DecoderConfig.from_hf(config, where)
 
@@ -38,7 +38,7 @@ def require_decoder(config: ModelConfig, what: str) -> DecoderConfig:
     """Return `config`; raise `AyaError` where it is of an encoder-decoder, and `what` needs another."""
     if isinstance(config, T5Config):
         raise AyaError(
-            f"{what} needs a decoder, and {MODEL_TYPE} is an encoder-decoder: it generates, and learns "
+            f"{what} needs a decoder, and {config.model_type} is an encoder-decoder: it generates, and learns "
             "by SFT; give another model"
         )
     return config

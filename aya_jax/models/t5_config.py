@@ -7,7 +7,8 @@ from typing import Any
 
 from aya_jax.errors import AyaError
 
-MODEL_TYPE = "mt5"
+# Aya 101 calls itself t5, of which it is the later kind: gated, and with an output embedding.
+ARCHITECTURES = {"mt5": "MT5ForConditionalGeneration", "t5": "T5ForConditionalGeneration"}
 FEED_FORWARD = "gated-gelu"
 _SIZES = ("vocab_size", "d_model", "d_ff", "num_layers", "num_heads")
 _DEFAULTS = {
@@ -47,6 +48,7 @@ class T5Config:
     pad_token_id: int = 0
     eos_token_id: int | tuple[int, ...] = 1
     decoder_start_token_id: int = 0
+    model_type: str = "mt5"
     other: str = field(default="{}", compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -101,11 +103,13 @@ class T5Config:
           AyaError: `reward` asks for that of a reward model.
         """
         if reward:
-            raise AyaError(f"{MODEL_TYPE} has no scalar head: a reward model must be a decoder")
+            raise AyaError(
+                f"{self.model_type} has no scalar head: a reward model must be a decoder"
+            )
         whole = {
             **json.loads(self.other),
-            "architectures": ["MT5ForConditionalGeneration"],
-            "model_type": MODEL_TYPE,
+            "architectures": [ARCHITECTURES[self.model_type]],
+            "model_type": self.model_type,
             "is_encoder_decoder": True,
             "feed_forward_proj": FEED_FORWARD,
             "tie_word_embeddings": False,
@@ -134,6 +138,10 @@ class T5Config:
             raise AyaError(
                 f"{where}: quantization_config={config['quantization_config']!r} is not supported"
             )
+        name = config.get("model_type", "mt5")
+        # An older T5 has one embedding for both ends, and scales what it is multiplied by.
+        if name == "t5" and config.get("tie_word_embeddings", True):
+            raise AyaError(f"{where}: a t5 with tie_word_embeddings is not supported, only without")
         missing = [size for size in _SIZES if config.get(size) is None]
         if missing:
             raise AyaError(f"{where}: field '{min(missing)}' is missing")
@@ -142,7 +150,7 @@ class T5Config:
             value = config.get(name)
             return default if value is None else tuple(value) if isinstance(value, list) else value
 
-        values = {size: config[size] for size in _SIZES}
+        values = {"model_type": name, **{size: config[size] for size in _SIZES}}
         values |= {name: get(name, default) for name, default in _DEFAULTS.items()}
         values["num_decoder_layers"] = get("num_decoder_layers", config["num_layers"])
         values["decoder_start_token_id"] = get("decoder_start_token_id", values["pad_token_id"])

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -303,11 +304,21 @@ def test_a_config_comes_back_as_it_was():
     assert read_config(short) == config
 
 
+def test_an_untied_gated_t5_is_the_same_model():
+    config = read_config({**AYA_101, "model_type": "t5", "tie_word_embeddings": False})
+    assert replace(config, model_type="mt5") == read_config(AYA_101)
+    assert config.to_hf()["architectures"] == ["T5ForConditionalGeneration"]
+    assert read_config(config.to_hf()) == config
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"model_type": "umt5"}, "c.json: model_type 'umt5' is not supported; did you mean 'mt5'?"),
-        ({"model_type": "t5"}, "c.json: model_type 't5' is not supported; did you mean 'mt5'?"),
+        (
+            {"model_type": "t5", "tie_word_embeddings": True},
+            "c.json: a t5 with tie_word_embeddings is not supported",
+        ),
         ({"feed_forward_proj": "relu"}, "c.json: feed_forward_proj 'relu' is not supported"),
         ({"quantization_config": {"bits": 8}}, "c.json: quantization_config"),
         ({"d_model": None}, "c.json: field 'd_model' is missing"),
