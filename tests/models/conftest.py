@@ -69,4 +69,4 @@ def quick_jit():
 @pytest.fixture(scope="session")
 def fresh(quick_jit):
     """`init_params`, compiled as one program."""
-    return quick_jit(init_params, static_argnums=0)
+    return quick_jit(init_params, static_argnums=0, static_argnames="reward_head")
