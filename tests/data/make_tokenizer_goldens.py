@@ -16,6 +16,7 @@ import shutil
 from pathlib import Path
 
 import sentencepiece
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 import transformers
 from tokenizers import (
     AddedToken,
@@ -536,6 +537,11 @@ def mt5():
     )
     rules.unlink()
     (place / "spiece.vocab").unlink()
+    # Where it was made is nobody's business.
+    model = ModelProto.FromString((place / "spiece.model").read_bytes())
+    model.trainer_spec.ClearField("model_prefix")
+    model.normalizer_spec.ClearField("normalization_rule_tsv")
+    (place / "spiece.model").write_bytes(model.SerializeToString())
     config = {
         "tokenizer_class": "T5Tokenizer",
         "eos_token": "</s>",
