@@ -16,8 +16,8 @@ import shutil
 from pathlib import Path
 
 import sentencepiece
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
 import transformers
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import (
     AddedToken,
     Regex,
