@@ -3,16 +3,27 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import gin
 
 from aya_jax.errors import AyaError, nearest
-from aya_jax.models.families import DERIVED_HEAD_DIM, FAMILIES, Family
+from aya_jax.models.families import FAMILIES, Family
+from aya_jax.models.fields import (
+    given,
+    hashable,
+    ids_of,
+    jsonable,
+    require_given,
+    require_numbers,
+    require_sizes,
+    told_of,
+)
+from aya_jax.models.layers import ACTIVATIONS
 from aya_jax.models.rotary import RopeScaling, read_rope
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
 _SIZES = (
     "vocab_size",
@@ -93,7 +104,8 @@ class DecoderConfig:
     other: str = field(default="{}", compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._check_numbers()
+        require_sizes(self, (*_SIZES, "num_key_value_heads", "max_position_embeddings"))
+        require_numbers(self, (name for name in _NUMBERS if getattr(self, name) is not None))
         if not self.head_dim:
             if self.hidden_size % self.num_attention_heads:
                 raise AyaError(
@@ -105,16 +117,6 @@ class DecoderConfig:
             kind = FULL if self.sliding_window is None else SLIDING
             object.__setattr__(self, "layer_types", (kind,) * self.num_hidden_layers)
         self._check()
-
-    def _check_numbers(self) -> None:
-        for name in (*_SIZES, "num_key_value_heads", "max_position_embeddings"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise AyaError(f"config: {name} must be a whole number above 0, not {value!r}")
-        for name in _NUMBERS:
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, int | float):
-                raise AyaError(f"config: {name} must be a number, not {value!r}")
 
     def _check(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -164,8 +166,7 @@ class DecoderConfig:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens of `eos_token_id`."""
-        ids = self.eos_token_id
-        return () if ids is None else (ids,) if isinstance(ids, int) else ids
+        return ids_of(self.eos_token_id)
 
     def to_hf(self, *, reward: bool = False) -> dict[str, Any]:
         """Return the `config.json` of this decoder, `reward` for one with a scalar head."""
@@ -182,7 +183,7 @@ class DecoderConfig:
             "rope_theta": self.rope_theta,
             "rope_scaling": self.rope_scaling and self.rope_scaling.to_hf(),
         }
-        if self.model_type not in DERIVED_HEAD_DIM:
+        if family.own_head_dim:
             named["head_dim"] = self.head_dim
         for name in (*_SIZES, *_TOKENS, "max_position_embeddings", "initializer_range"):
             named[name] = getattr(self, name)
@@ -199,7 +200,7 @@ class DecoderConfig:
             "model_type": self.model_type,
             **named,
         }
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in whole.items()}
+        return jsonable(whole)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], where: str = "config.json") -> "DecoderConfig":
@@ -217,14 +218,8 @@ class DecoderConfig:
         for option, value in _NEUTRAL.items():
             if config.get(option) not in (None, value):
                 raise AyaError(f"{where}: {option}={config[option]!r} is not supported")
-        missing = [size for size in _SIZES if config.get(size) is None]
-        if missing:
-            raise AyaError(f"{where}: field '{min(missing)}' is missing")
-
-        def get(field: str, default: Any) -> Any:
-            value = config.get(field)
-            return default if value is None else value
-
+        require_given(config, _SIZES, where)
+        get = partial(given, config)
         values: dict[str, Any] = {size: config[size] for size in _SIZES}
         values["num_key_value_heads"] = get("num_key_value_heads", config["num_attention_heads"])
         values["max_position_embeddings"] = get("max_position_embeddings", 8192)
@@ -232,11 +227,10 @@ class DecoderConfig:
         values["norm_eps"] = get(family.norm_eps_name, family.norm_eps)
         values["hidden_act"] = get(family.activation_name, family.activation)
         values["tie_word_embeddings"] = get("tie_word_embeddings", family.tied)
-        if name not in DERIVED_HEAD_DIM:
+        if family.own_head_dim:
             values["head_dim"] = config.get("head_dim") or 0
         for token, default in zip(_TOKENS, family.tokens, strict=True):
-            value = config.get(token, default)
-            values[token] = tuple(value) if isinstance(value, list) else value
+            values[token] = hashable(config.get(token, default))
         values["rope_theta"], values["rope_scaling"] = read_rope(
             config,
             theta=family.rope_theta,
@@ -251,10 +245,8 @@ class DecoderConfig:
         for option in ("attention_bias", "mlp_bias", "use_qk_norm"):
             if option in values:
                 values[option] = bool(values[option])
-        try:
+        with told_of(where):
             return cls(**values, model_type=name, other=json.dumps(dict(config), sort_keys=True))
-        except AyaError as error:
-            raise AyaError(str(error).replace("config:", f"{where}:", 1)) from None
 
 
 def _layer_types(
@@ -267,9 +259,9 @@ def _layer_types(
     if "use_sliding_window" in family.options:
         first = config.get("max_window_layers", 28) if values["use_sliding_window"] else layers
         return tuple(SLIDING if window and i >= first else FULL for i in range(layers))
-    if family.architecture in ("Cohere2", "Gemma2"):
-        pattern = config.get("sliding_window_pattern", 4) if family.architecture == "Cohere2" else 2
-        return tuple(SLIDING if (i + 1) % pattern else FULL for i in range(layers))
+    if family.full_every:
+        every = config.get(family.full_every_name, family.full_every)
+        return tuple(SLIDING if (i + 1) % every else FULL for i in range(layers))
     return (SLIDING if window else FULL,) * layers
 
 
@@ -300,8 +292,8 @@ def decoder_config(
     Raises:
       AyaError: sizes that do not fit together, or an option that the family does not have.
     """
-    given = dict(locals())
-    own = given.pop("options") or {}
+    fields = dict(locals())
+    own = fields.pop("options") or {}
     family = FAMILIES.get(model_type)
     if family is not None:
         known = {
@@ -313,4 +305,4 @@ def decoder_config(
             if name not in known:
                 hint = nearest(str(name), known)
                 raise AyaError(f"decoder_config.options: {model_type} has no option {name!r}{hint}")
-    return DecoderConfig.from_hf({**given, **own}, "decoder_config")
+    return DecoderConfig.from_hf({**fields, **own}, "decoder_config")

@@ -20,6 +20,9 @@ class Family:
         other, each with a norm before it; `sandwich`, with a norm after each too.
       interleaved: whether rotary pairs are (2i, 2i+1), not (i, i + H/2).
       rotary_everywhere: False where layers that see all positions have no rotary embedding.
+      own_head_dim: whether the size of a head is a field, and does not follow from others.
+      full_every: where windows alternate, one layer in so many sees all positions.
+      full_every_name: what its `config.json` calls that, empty where it does not say it.
       query_bias: whether q, k and v always have a bias, the output of attention never.
       norm_eps_name, activation_name: what its `config.json` calls `norm_eps` and `hidden_act`.
       rope_theta, norm_eps, tied, activation, tokens: its defaults; `tokens` are pad, bos and eos.
@@ -31,6 +34,9 @@ class Family:
     block: Literal["parallel", "sequential", "sandwich"] = "sequential"
     interleaved: bool = False
     rotary_everywhere: bool = True
+    own_head_dim: bool = True
+    full_every: int = 0
+    full_every_name: str = ""
     query_bias: bool = False
     norm_eps_name: str = "rms_norm_eps"
     activation_name: str = "hidden_act"
@@ -46,6 +52,7 @@ _COHERE: dict[str, Any] = {
     "norm": "layer",
     "block": "parallel",
     "interleaved": True,
+    "own_head_dim": False,
     "norm_eps_name": "layer_norm_eps",
     "norm_eps": 1e-5,
     "tied": True,
@@ -64,6 +71,8 @@ FAMILIES: dict[str, Family] = {
         "Cohere2",
         **_COHERE,
         rotary_everywhere=False,
+        full_every=4,
+        full_every_name="sliding_window_pattern",
         options={
             "logit_scale": 0.0625,
             "attention_bias": False,
@@ -84,6 +93,7 @@ FAMILIES: dict[str, Family] = {
         "Gemma2",
         norm="gemma",
         block="sandwich",
+        full_every=2,
         activation_name="hidden_activation",
         tied=True,
         activation="gelu_pytorch_tanh",
@@ -105,6 +115,3 @@ FAMILIES: dict[str, Family] = {
         options={"head_dim": 128, "attention_bias": False, "use_qk_norm": True, **_QWEN},
     ),
 }
-
-# The size of a head where it is no field of the family's `config.json` but follows from others.
-DERIVED_HEAD_DIM = {"cohere", "cohere2"}

@@ -3,9 +3,20 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from aya_jax.errors import AyaError
+from aya_jax.models.fields import (
+    given,
+    hashable,
+    ids_of,
+    jsonable,
+    require_given,
+    require_numbers,
+    require_sizes,
+    told_of,
+)
 
 # Aya 101 calls itself t5, of which it is the later kind: gated, and with an output embedding.
 ARCHITECTURES = {"mt5": "MT5ForConditionalGeneration", "t5": "T5ForConditionalGeneration"}
@@ -53,14 +64,8 @@ class T5Config:
 
     def __post_init__(self) -> None:
         sizes = (*_SIZES, "num_decoder_layers", "d_kv", "relative_attention_max_distance")
-        for name in sizes:
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise AyaError(f"config: {name} must be a whole number above 0, not {value!r}")
-        for name in ("layer_norm_epsilon", "initializer_factor"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float):
-                raise AyaError(f"config: {name} must be a number, not {value!r}")
+        require_sizes(self, sizes)
+        require_numbers(self, ("layer_norm_epsilon", "initializer_factor"))
         buckets, distance = (
             self.relative_attention_num_buckets,
             self.relative_attention_max_distance,
@@ -83,8 +88,7 @@ class T5Config:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens of `eos_token_id`."""
-        ids = self.eos_token_id
-        return (ids,) if isinstance(ids, int) else ids
+        return ids_of(self.eos_token_id)
 
     @property
     def logit_scale(self) -> float:
@@ -117,7 +121,7 @@ class T5Config:
             "decoder_start_token_id": self.decoder_start_token_id,
             **{name: getattr(self, name) for name in (*_SIZES, *_DEFAULTS)},
         }
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in whole.items()}
+        return jsonable(whole)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], where: str = "config.json") -> "T5Config":
@@ -142,19 +146,11 @@ class T5Config:
         # An older T5 has one embedding for both ends, and scales what it is multiplied by.
         if name == "t5" and config.get("tie_word_embeddings", True):
             raise AyaError(f"{where}: a t5 with tie_word_embeddings is not supported, only without")
-        missing = [size for size in _SIZES if config.get(size) is None]
-        if missing:
-            raise AyaError(f"{where}: field '{min(missing)}' is missing")
-
-        def get(name: str, default: Any) -> Any:
-            value = config.get(name)
-            return default if value is None else tuple(value) if isinstance(value, list) else value
-
+        require_given(config, _SIZES, where)
+        get = partial(given, config)
         values = {"model_type": name, **{size: config[size] for size in _SIZES}}
-        values |= {name: get(name, default) for name, default in _DEFAULTS.items()}
+        values |= {name: hashable(get(name, default)) for name, default in _DEFAULTS.items()}
         values["num_decoder_layers"] = get("num_decoder_layers", config["num_layers"])
         values["decoder_start_token_id"] = get("decoder_start_token_id", values["pad_token_id"])
-        try:
+        with told_of(where):
             return cls(**values, other=json.dumps(dict(config), sort_keys=True))
-        except AyaError as error:
-            raise AyaError(str(error).replace("config:", f"{where}:", 1)) from None
