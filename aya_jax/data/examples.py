@@ -1,7 +1,7 @@
 """From records to token arrays: packed rows for SFT, padded pairs for DPO and reward models."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -121,27 +121,48 @@ def pack(examples: Sequence[Example], *, length: int) -> Rows:
             row, space = open_by_space[fit].pop(), fit
             rows[row].append(i)
         open_by_space.setdefault(space - sizes[i], []).append(row)
-    tokens = np.zeros((len(rows), length), np.int32)
-    positions, segments = np.zeros_like(tokens), np.zeros_like(tokens)
-    mask = np.zeros(tokens.shape, bool)
-    for r, members in enumerate(rows):
-        start = 0
-        for segment, i in enumerate(members, start=1):
-            ids = examples[i].prompt + examples[i].completion
-            stop = start + len(ids)
-            tokens[r, start:stop] = ids
-            positions[r, start:stop] = np.arange(len(ids))
-            segments[r, start:stop] = segment
-            _mark(mask[r, start:stop], examples[i])
-            start = stop
+    tokens, positions, segments = lay_out(
+        [e.prompt + e.completion for e in examples], rows, length=length
+    )
+    mask = _side_by_side([_learnt(e) for e in examples], rows, length) > 0
     return Rows(tokens, positions, segments, mask)
 
 
-def _mark(mask: np.ndarray, example: Example) -> None:
-    """Set, in an example's part of a row, what is learnt."""
-    mask[len(example.prompt) :] = True
+def lay_out(
+    documents: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], *, length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return int32 tokens, positions and segment ids [R, T] of documents one after the other.
+
+    Args:
+      documents: their ids.
+      rows: the numbers of the documents in each row, of which it has room for all.
+      length: of the rows.
+    """
+    segment = {i: n for members in rows for n, i in enumerate(members, start=1)}
+    positions = [np.arange(len(ids)) for ids in documents]
+    segments = [np.full(len(ids), segment[i]) for i, ids in enumerate(documents)]
+    tokens, places, numbers = (
+        _side_by_side(parts, rows, length) for parts in (documents, positions, segments)
+    )
+    return tokens, places, numbers
+
+
+def _side_by_side(parts: Sequence[Any], rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
+    """Return int32 [R, T]: in each row those parts that it names, then zeros."""
+    out = np.zeros((len(rows), length), np.int32)
+    for row, members in zip(out, rows, strict=True):
+        whole = np.concatenate([parts[i] for i in members])
+        row[: len(whole)] = whole
+    return out
+
+
+def _learnt(example: Example) -> np.ndarray:
+    """Return bool, True on those tokens of an example that are learnt."""
+    prompt, completion = len(example.prompt), len(example.completion)
+    mask = np.arange(prompt + completion) >= prompt
     for start, stop in example.earlier:
         mask[start:stop] = True
+    return mask
 
 
 def pad(examples: Sequence[Example], *, length: int) -> Rows:
@@ -156,7 +177,7 @@ def pad(examples: Sequence[Example], *, length: int) -> Rows:
         ids = example.prompt + example.completion
         tokens[r, : len(ids)] = ids
         segments[r, : len(ids)] = 1
-        _mark(mask[r, : len(ids)], example)
+        mask[r, : len(ids)] = _learnt(example)
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape).copy()
     return Rows(tokens, positions, segments, mask)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aya_jax.data.examples import Example
+from aya_jax.data.examples import Example, lay_out
 from aya_jax.errors import AyaError
 
 # Rows that are still filled; more of them would save little and take longer to look through.
@@ -57,16 +57,7 @@ def pack_seq2seq(
     }
     arrays: dict[str, np.ndarray] = {}
     for side, documents in sides.items():
-        tokens = np.zeros((len(rows), length), np.int32)
-        positions, segments = np.zeros_like(tokens), np.zeros_like(tokens)
-        for r, members in enumerate(rows):
-            start = 0
-            for segment, i in enumerate(members, start=1):
-                stop = start + len(documents[i])
-                tokens[r, start:stop] = documents[i]
-                positions[r, start:stop] = np.arange(stop - start)
-                segments[r, start:stop] = segment
-                start = stop
+        tokens, positions, segments = lay_out(documents, rows, length=length)
         arrays |= {
             f"{side}tokens": tokens,
             f"{side}positions": positions,
