@@ -17,7 +17,7 @@ from flax import linen as nn
 from aya_jax.models.config import DecoderConfig
 from aya_jax.models.layers import Norm, experts_mlp, gated_mlp
 from aya_jax.models.rotary import rope_angles, rotate
-from aya_jax.models.weights import linear, normal
+from aya_jax.models.weights import constant, linear, normal
 from aya_kernels import attention, decode_attention
 
 Params = dict[str, Any]
@@ -198,8 +198,7 @@ class Decoder(nn.Module):
         init = normal(("vocab", "embed"), c.initializer_range)
         embedding = self.param("embedding", init, shape, jnp.float32)
         if self.reward_head:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",))
-            self.param("score", zeros, (c.hidden_size,), jnp.float32)
+            self.param("score", constant(("embed",), 0.0), (c.hidden_size,), jnp.float32)
         elif not c.tie_word_embeddings and self.is_initializing():
             self.param("output", init, shape, jnp.float32)
         x = embedding[batch.tokens]

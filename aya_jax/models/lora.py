@@ -148,11 +148,25 @@ def _is_expert(block: Params, name: str) -> bool:
 def join(lora: LoRA, base: Params, adapters: Params) -> Params:
     """Return parameters that a model takes as any others, with `LowRank` leaves on the base's."""
 
+    def adapted(below: Any, a: Any, b: Any) -> LowRank:
+        return LowRank(below, a, b, lora.scale)
+
+    return _over(base, adapters, adapted, lambda _, head: head)
+
+
+def _over(
+    base: Params,
+    adapters: Params,
+    adapted: Callable[[Any, Any, Any], Any],
+    head: Callable[[Any, Any], Any],
+) -> Params:
+    """Return the base with `adapted(matrix, a, b)` and `head(old, new)` where there are adapters."""
+
     def at(below: Any, over: Any) -> Any:
         if not isinstance(over, dict):
-            return over
+            return head(below, over)
         if over.keys() == {"a", "b"}:
-            return LowRank(below, over["a"], over["b"], lora.scale)
+            return adapted(below, over["a"], over["b"])
         return {**below, **{name: at(below.get(name), part) for name, part in over.items()}}
 
     return at(base, adapters)
@@ -165,15 +179,13 @@ def merge(lora: LoRA, base: Params, adapters: Params) -> Params:
     the result, so that a model need not fit on the device.
     """
 
-    def at(below: Any, over: Any) -> Any:
-        if not isinstance(over, dict):
-            return np.asarray(over) if isinstance(below, np.ndarray) else jnp.asarray(over)
-        if over.keys() == {"a", "b"}:
-            merged = _merged(below, over["a"], over["b"], lora.scale)
-            return np.asarray(merged) if isinstance(below, np.ndarray) else merged
-        return {**below, **{name: at(below.get(name), part) for name, part in over.items()}}
+    def head(below: Any, over: Any) -> Any:
+        return np.asarray(over) if isinstance(below, np.ndarray) else jnp.asarray(over)
 
-    return at(base, adapters)
+    def adapted(below: Any, a: Any, b: Any) -> Any:
+        return head(below, _merged(below, a, b, lora.scale))
+
+    return _over(base, adapters, adapted, head)
 
 
 @jax.jit
