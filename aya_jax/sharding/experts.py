@@ -3,16 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from aya_jax.errors import AyaError
-from aya_jax.sharding.mesh import mesh_axes
+from aya_jax.sharding.mesh import Rules, axes_of, batch_sharding, mesh_axes
 
-Rules = tuple[tuple[str, Any], ...]
 _PLACE: ContextVar[tuple[Mesh, Rules] | None] = ContextVar("place", default=None)
 
 
@@ -53,10 +51,10 @@ def over_experts(
     mesh, rules = place
     kept = tuple(rule for rule in rules if rule[0] != "embed")
     specs = [mesh_axes(PartitionSpec(*names), kept) for names in axes]
-    rows = PartitionSpec(dict(rules)["batch"])
-    experts = _axes_of(dict(rules)["experts"])
-    used = tuple(sorted({*experts, *_axes_of(dict(rules)["mlp"])}))
-    shared = set(used) & set(_axes_of(dict(rules)["batch"]))
+    rows = batch_sharding(mesh, rules).spec
+    batch, experts, mlp = (axes_of(dict(rules)[name]) for name in ("batch", "experts", "mlp"))
+    used = tuple(sorted({*experts, *mlp}))
+    shared = set(used) & set(batch)
     if shared:
         raise AyaError(
             f"logical_rules: experts and mlp cannot be split over {min(shared)!r}, as the batch is"
@@ -76,7 +74,3 @@ def over_experts(
         local, mesh=mesh, in_specs=(*(rows for _ in tokens), *specs), out_specs=rows
     )
     return spread(*tokens, *matrices)
-
-
-def _axes_of(rule: Any) -> tuple[str, ...]:
-    return () if rule is None else (rule,) if isinstance(rule, str) else tuple(rule)

@@ -11,6 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aya_jax.errors import AyaError, nearest
 
+Rules = tuple[tuple[str, Any], ...]
+
 AXES = ("data", "fsdp", "tensor", "sequence", "expert")
 
 # Batches are split over both data axes; parameters over `fsdp` on their hidden axis, and over
@@ -51,7 +53,7 @@ def device_mesh(
 
 
 @gin.configurable
-def logical_rules(*, rules: Mapping[str, Any] | None = None) -> tuple[tuple[str, Any], ...]:
+def logical_rules(*, rules: Mapping[str, Any] | None = None) -> Rules:
     """Return the rules from logical axes to mesh axes; `rules` overrides single defaults.
 
     Raises:
@@ -65,11 +67,16 @@ def logical_rules(*, rules: Mapping[str, Any] | None = None) -> tuple[tuple[str,
         if name not in DEFAULT_RULES:
             hint = nearest(name, DEFAULT_RULES)
             raise AyaError(f"logical_rules: no array has a logical axis {name!r}{hint}")
-        for axis in () if value is None else value if isinstance(value, tuple) else (value,):
+        for axis in axes_of(value):
             if axis not in AXES:
                 hint = nearest(str(axis), AXES)
                 raise AyaError(f"logical_rules: {name!r}: the mesh has no axis {axis!r}{hint}")
     return tuple({**DEFAULT_RULES, **given}.items())
+
+
+def axes_of(rule: Any) -> tuple[str, ...]:
+    """Return the mesh axes that a rule names: none, one or several."""
+    return () if rule is None else rule if isinstance(rule, tuple) else (rule,)
 
 
 def logical_spec(names: Iterable[str | None]) -> PartitionSpec:
@@ -77,7 +84,7 @@ def logical_spec(names: Iterable[str | None]) -> PartitionSpec:
     return PartitionSpec(*names)
 
 
-def mesh_axes(logical: PartitionSpec, rules: tuple[tuple[str, Any], ...]) -> PartitionSpec:
+def mesh_axes(logical: PartitionSpec, rules: Rules) -> PartitionSpec:
     """Return the mesh axes of one array's logical axes; of two that want the same, one gets it.
 
     The rule that comes first wins; the other axis, and one without a rule, is not split.
@@ -85,14 +92,14 @@ def mesh_axes(logical: PartitionSpec, rules: tuple[tuple[str, Any], ...]) -> Par
     places: list[Any] = [None] * len(logical)
     taken: set[str] = set()
     for name, axes in rules:
-        wanted = {axes} if isinstance(axes, str) else set(axes or ())
+        wanted = set(axes_of(axes))
         if name in logical and not wanted & taken:
             places[tuple(logical).index(name)] = axes
             taken |= wanted
     return PartitionSpec(*places)
 
 
-def shardings(logical_specs: Any, mesh: Mesh, rules: tuple[tuple[str, Any], ...]) -> Any:
+def shardings(logical_specs: Any, mesh: Mesh, rules: Rules) -> Any:
     """Return the `NamedSharding` of every leaf of a pytree of logical `PartitionSpec`s.
 
     Args:
@@ -112,6 +119,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh, rules: tuple[tuple[str, Any], ...]) -> NamedSharding:
+def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
     """Return the sharding of arrays whose first axis is the batch."""
     return NamedSharding(mesh, PartitionSpec(dict(rules)["batch"]))

@@ -14,12 +14,11 @@ from aya_jax.models.architecture import logical_axes
 from aya_jax.models.decoder import Params
 from aya_jax.models.lora import LoRA, adapter_axes, frozen_axes, join
 from aya_jax.sharding.experts import placed_on
-from aya_jax.sharding.mesh import batch_sharding, replicated, shardings
+from aya_jax.sharding.mesh import Rules, batch_sharding, replicated, shardings
 from aya_jax.training.objectives import Arrays, Objective
 from aya_jax.training.optimizer import AdamW
 
 Metrics = dict[str, jax.Array]
-Rules = tuple[tuple[str, Any], ...]
 
 
 class TrainState(NamedTuple):
