@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from aya_jax.checkpoints.model_directory import read_object
 from aya_jax.checkpoints.safetensors import Safetensors, write_safetensors
 from aya_jax.checkpoints.slices import LeafPath, nested
 from aya_jax.data.files import atomic_write
@@ -161,13 +162,8 @@ def _names(tensor: HFTensor) -> tuple[str, str]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        told = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise AyaError(f"{path}: no such file; {path.parent} is no adapter of PEFT's") from None
-    except (OSError, ValueError) as error:
-        raise AyaError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(told, dict) or told.get("peft_type") != "LORA":
+    told = read_object(path, "adapter of PEFT's")
+    if told.get("peft_type") != "LORA":
         raise AyaError(f"{path}: must be the config of a LoRA (peft_type 'LORA')")
     rest = {name: value for name, value in told.items() if name not in _IGNORED}
     for name, kind in (("peft_type", str), ("r", int), ("lora_alpha", int | float)):

@@ -97,11 +97,16 @@ def describe_model(
         atomic_write(directory / name, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path, what: str = "model directory") -> dict[str, Any]:
+    """Return the content of a JSON file of a folder that should be a `what`.
+
+    Raises:
+      AyaError: it is missing, or is no JSON object.
+    """
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise AyaError(f"{path}: no such file; {path.parent} is no model directory") from None
+        raise AyaError(f"{path}: no such file; {path.parent} is no {what}") from None
     except (OSError, ValueError) as error:
         raise AyaError(f"{path}: cannot be read ({error})") from None
     if not isinstance(content, dict):
@@ -115,7 +120,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
     Raises:
       AyaError: it is missing, or is no JSON object.
     """
-    return _read_json(Path(path, "config.json"))
+    return read_object(Path(path, "config.json"))
 
 
 def load_lineage(path: str | Path) -> dict[str, Any]:
@@ -124,7 +129,7 @@ def load_lineage(path: str | Path) -> dict[str, Any]:
     Raises:
       AyaError: it is missing, or is no JSON object.
     """
-    return _read_json(Path(path, "lineage.json"))
+    return read_object(Path(path, "lineage.json"))
 
 
 def load_params(path: str | Path, *, dtype: Any = None, on_host: bool = False) -> Any:

@@ -3,13 +3,15 @@
 Source: the published checkpoints of each family, and transformers' `modeling_<model_type>.py`.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from aya_jax.models.config import DecoderConfig
+
+Axes = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,23 @@ class HFTensor:
         return array.reshape(self.shape[::-1]).T if self.transpose else array.reshape(self.shape)
 
 
+def whole(name: str, leaf: tuple[str, ...], shape: tuple[int, ...]) -> HFTensor:
+    """Return the tensor that is a leaf as it stands."""
+    return HFTensor(name, shape, leaf, (), shape, False)
+
+
+def linear(
+    name: str,
+    leaf: tuple[str, ...],
+    index: tuple[int, ...],
+    inputs: tuple[int, ...],
+    outputs: tuple[int, ...],
+) -> HFTensor:
+    """Return the weight of a Linear, of which we keep the axes of heads apart."""
+    shape = (math.prod(outputs), math.prod(inputs))
+    return HFTensor(name, shape, leaf, index, inputs + outputs, True)
+
+
 def hf_tensors(config: DecoderConfig, *, reward: bool = False) -> tuple[HFTensor, ...]:
     """Return every tensor of the checkpoint of a model, in the order of its layers.
 
@@ -53,17 +72,13 @@ def hf_tensors(config: DecoderConfig, *, reward: bool = False) -> tuple[HFTensor
 
 def _tensors(config: DecoderConfig, reward: bool) -> Iterator[HFTensor]:
     vocabulary = (config.vocab_size, config.hidden_size)
-
-    def whole(name: str, leaf: tuple[str, ...], shape: tuple[int, ...]) -> HFTensor:
-        part = shape[1:] if leaf == ("score",) else shape
-        return HFTensor(name, shape, leaf, (), part, False)
-
     yield whole("model.embed_tokens.weight", ("embedding",), vocabulary)
     for layer in range(config.num_hidden_layers):
         yield from _layer(config, layer)
     yield whole("model.norm.weight", ("final_norm", "weight"), vocabulary[1:])
     if reward:
-        yield whole("score.weight", ("score",), (1, config.hidden_size))
+        shape = (1, config.hidden_size)
+        yield HFTensor("score.weight", shape, ("score",), (), shape[1:], False)
     elif not config.tie_word_embeddings:
         yield whole("lm_head.weight", ("output",), vocabulary)
 
@@ -73,20 +88,23 @@ def _layer(config: DecoderConfig, layer: int) -> Iterator[HFTensor]:
     d, f, h = c.hidden_size, c.intermediate_size, c.head_dim
     n, k = c.num_attention_heads, c.num_key_value_heads
 
-    def tensor(name: str, leaf: str, part: tuple[int, ...], outputs: int = 0, **place: Any) -> Any:
-        """A vector, or with `outputs` a Linear whose weight has that many output axes."""
-        index = (layer, *place.values())
-        shape = part
-        if outputs:
-            split = len(part) - outputs
-            shape = (int(np.prod(part[split:])), int(np.prod(part[:split])))
-        elif leaf.endswith("bias"):
-            shape = (int(np.prod(part)),)
-        path = ("layers", "block", *leaf.split("/"))
-        return HFTensor(f"model.layers.{layer}.{name}", shape, path, index, part, bool(outputs))
+    def place(name: str, *leaf: str) -> tuple[str, tuple[str, ...]]:
+        return f"model.layers.{layer}.{name}", ("layers", "block", *leaf)
 
-    yield tensor("input_layernorm.weight", "input_norm/weight", (d,))
-    sizes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    def matrix(name: str, leaf: str, inputs: Axes, outputs: Axes, *expert: int) -> HFTensor:
+        return linear(*place(f"{name}.weight", leaf), (layer, *expert), inputs, outputs)
+
+    def bias(name: str, leaf: str, part: Axes) -> HFTensor:
+        shape = (math.prod(part),)
+        name, path = place(f"{name}.bias", f"{leaf}_bias")
+        return HFTensor(name, shape, path, (layer,), part, False)
+
+    def norm(name: str, leaf: str, part: Axes = (d,)) -> HFTensor:
+        name, path = place(f"{name}.weight", leaf, "weight")
+        return HFTensor(name, part, path, (layer,), part, False)
+
+    yield norm("input_layernorm", "input_norm")
+    sizes: dict[str, tuple[Axes, Axes]] = {
         "q": ((d,), (n, h)),
         "k": ((d,), (k, h)),
         "v": ((d,), (k, h)),
@@ -94,28 +112,27 @@ def _layer(config: DecoderConfig, layer: int) -> Iterator[HFTensor]:
     }
     for leaf, (inputs, outputs) in sizes.items():
         name = f"self_attn.{leaf}_proj"
-        yield tensor(f"{name}.weight", leaf, inputs + outputs, len(outputs))
+        yield matrix(name, leaf, inputs, outputs)
         if c.attention_bias or (family.query_bias and leaf != "o"):
-            yield tensor(f"{name}.bias", f"{leaf}_bias", outputs)
+            yield bias(name, leaf, outputs)
     if c.use_qk_norm:
         own = family.norm == "layer"
-        yield tensor("self_attn.q_norm.weight", "q_norm/weight", (n, h) if own else (h,))
-        yield tensor("self_attn.k_norm.weight", "k_norm/weight", (k, h) if own else (h,))
+        yield norm("self_attn.q_norm", "q_norm", (n, h) if own else (h,))
+        yield norm("self_attn.k_norm", "k_norm", (k, h) if own else (h,))
     if family.block == "sequential":
-        yield tensor("post_attention_layernorm.weight", "mlp_norm/weight", (d,))
+        yield norm("post_attention_layernorm", "mlp_norm")
     elif family.block == "sandwich":
-        yield tensor("post_attention_layernorm.weight", "attention_out_norm/weight", (d,))
-        yield tensor("pre_feedforward_layernorm.weight", "mlp_norm/weight", (d,))
-        yield tensor("post_feedforward_layernorm.weight", "mlp_out_norm/weight", (d,))
-    matrices = {"gate": (d, f), "up": (d, f), "down": (f, d)}
+        yield norm("post_attention_layernorm", "attention_out_norm")
+        yield norm("pre_feedforward_layernorm", "mlp_norm")
+        yield norm("post_feedforward_layernorm", "mlp_out_norm")
+    sizes = {"gate": ((d,), (f,)), "up": ((d,), (f,)), "down": ((f,), (d,))}
     if not c.num_local_experts:
-        for leaf, part in matrices.items():
-            yield tensor(f"mlp.{leaf}_proj.weight", leaf, part, 1)
+        for leaf, (inputs, outputs) in sizes.items():
+            yield matrix(f"mlp.{leaf}_proj", leaf, inputs, outputs)
             if c.mlp_bias:
-                yield tensor(f"mlp.{leaf}_proj.bias", f"{leaf}_bias", part[1:])
+                yield bias(f"mlp.{leaf}_proj", leaf, outputs)
         return
-    yield tensor("block_sparse_moe.gate.weight", "router", (d, c.num_local_experts), 1)
+    yield matrix("block_sparse_moe.gate", "router", (d,), (c.num_local_experts,))
     for expert in range(c.num_local_experts):
         for name, leaf in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
-            place = f"block_sparse_moe.experts.{expert}.{name}.weight"
-            yield tensor(place, leaf, matrices[leaf], 1, expert=expert)
+            yield matrix(f"block_sparse_moe.experts.{expert}.{name}", leaf, *sizes[leaf], expert)

@@ -5,43 +5,31 @@ Source: the published checkpoints of mT5, and transformers' `modeling_mt5.py`.
 
 from collections.abc import Iterator
 
-import numpy as np
-
-from aya_jax.models.names import HFTensor
+from aya_jax.models.names import Axes, HFTensor, linear, whole
 from aya_jax.models.t5_config import T5Config
 
 
 def t5_tensors(config: T5Config) -> Iterator[HFTensor]:
     """Yield every tensor of the checkpoint, in the order of its layers."""
     vocabulary = (config.vocab_size, config.d_model)
-    yield _whole("shared.weight", ("embedding",), vocabulary)
+    yield whole("shared.weight", ("embedding",), vocabulary)
     for stack, layers in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
         for layer in range(layers):
             yield from _block(config, stack, layer)
-        yield _whole(
+        yield whole(
             f"{stack}.final_layer_norm.weight", (stack, "final_norm", "weight"), vocabulary[1:]
         )
-    yield _whole("lm_head.weight", ("output",), vocabulary)
-
-
-def _whole(name: str, leaf: tuple[str, ...], shape: tuple[int, ...]) -> HFTensor:
-    return HFTensor(name, shape, leaf, (), shape, False)
+    yield whole("lm_head.weight", ("output",), vocabulary)
 
 
 def _block(config: T5Config, stack: str, layer: int) -> Iterator[HFTensor]:
     c = config
     d, n, h = c.d_model, c.num_heads, c.d_kv
 
-    def matrix(name: str, leaf: str, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> HFTensor:
-        shape = (int(np.prod(outputs)), int(np.prod(inputs)))
-        return HFTensor(
-            f"{stack}.block.{layer}.layer.{name}.weight",
-            shape,
-            (stack, "layers", *leaf.split("/")),
-            (layer,),
-            inputs + outputs,
-            True,
-        )
+    def matrix(name: str, leaf: str, inputs: Axes, outputs: Axes) -> HFTensor:
+        path = (stack, "layers", *leaf.split("/"))
+        name = f"{stack}.block.{layer}.layer.{name}.weight"
+        return linear(name, path, (layer,), inputs, outputs)
 
     def norm(place: int, leaf: str) -> HFTensor:
         name = f"{stack}.block.{layer}.layer.{place}.layer_norm.weight"
@@ -55,7 +43,7 @@ def _block(config: T5Config, stack: str, layer: int) -> Iterator[HFTensor]:
     yield from heads("0.SelfAttention", "")
     if layer == 0:
         name = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        yield _whole(name, (stack, "relative_bias"), (c.relative_attention_num_buckets, n))
+        yield whole(name, (stack, "relative_bias"), (c.relative_attention_num_buckets, n))
     yield norm(0, "input_norm")
     if stack == "decoder":
         yield from heads("1.EncDecAttention", "cross/")
