@@ -5,7 +5,17 @@ the same signature, and `api.py` chooses one.
 """
 
 from aya_kernels.attention.api import attention
+from aya_kernels.backends import Target, current_target, target
 from aya_kernels.decode_attention.api import decode_attention
+from aya_kernels.explain import explain
 from aya_kernels.linear_logprob.api import linear_logprob
 
-__all__ = ["attention", "decode_attention", "linear_logprob"]
+__all__ = [
+    "Target",
+    "attention",
+    "current_target",
+    "decode_attention",
+    "explain",
+    "linear_logprob",
+    "target",
+]

@@ -1,20 +1,33 @@
 """The signature of attention, and the choice of its backend."""
 
+from typing import Any, Literal, overload
+
 import jax
 
-from aya_kernels.attention.mask import SegmentIds, Window
-from aya_kernels.attention.pallas import pallas_attention
+from aya_kernels.attention import mosaic_tpu, xla
+from aya_kernels.attention.flash import flash
+from aya_kernels.attention.inputs import Inputs, Offset, Options, SegmentIds, Window, int32
 from aya_kernels.attention.reference import reference_attention
-from aya_kernels.attention.xla import xla_attention
-from aya_kernels.backends import choose_backend
+from aya_kernels.backends import Backend, choose
 
+# In order of preference.
 BACKENDS = {
-    "reference": reference_attention,
-    "xla": xla_attention,
-    "pallas": pallas_attention,
+    "mosaic_tpu": Backend(
+        flash(mosaic_tpu.forward, mosaic_tpu.backward), "tpu", mosaic_tpu.refuses
+    ),
+    "xla": Backend(xla.xla_attention),
+    "reference": Backend(reference_attention),
 }
 
 
+@overload
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, return_lse: Literal[False] = ..., **options: Any
+) -> jax.Array: ...
+@overload
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, return_lse: Literal[True], **options: Any
+) -> tuple[jax.Array, jax.Array]: ...
 def attention(
     q: jax.Array,
     k: jax.Array,
@@ -25,8 +38,11 @@ def attention(
     window: Window = None,
     softcap: float | None = None,
     scale: float | None = None,
+    q_offset: Offset | None = None,
+    kv_offset: Offset | None = None,
+    return_lse: bool = False,
     backend: str | None = None,
-) -> jax.Array:
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Grouped-query attention (arXiv 1706.03762, equation 1; grouped: arXiv 2305.13245).
 
     Args:
@@ -39,28 +55,19 @@ def attention(
         not causal. May be traced, so that scanned layers can differ.
       softcap: `softcap * tanh(score / softcap)` before the mask (Gemma 2).
       scale: of the scores; `H ** -0.5` if absent.
-      backend: `reference`, `xla` or `pallas` (TPU, and slowly on a CPU: interpreted); if absent
-        Pallas on a TPU and XLA elsewhere.
+      q_offset, kv_offset: the place of the first query and of the first key, 0 if absent, where they
+        are parts of longer sequences. May be traced.
+      return_lse: also return the log-sum-exp of each query's scores, which `combine` needs.
+      backend: by name (`aya_kernels.explain` lists them), or the best for the chip if absent.
 
     Returns:
-      [B, T, N, H] in the dtype of q.
+      [B, T, N, H] in the dtype of q; with `return_lse` also float32 [B, N, T], which is -1e30 where a
+      query sees nothing. Both can be differentiated.
 
     Raises:
       ValueError: shapes that do not fit, or a backend that does not exist or cannot run here.
     """
-    if (
-        k.shape != v.shape
-        or (q.shape[0], q.shape[-1]) != (k.shape[0], k.shape[-1])
-        or q.shape[2] % k.shape[2]
-    ):
-        raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit")
-    if segment_ids is not None:
-        shapes = tuple(ids.shape for ids in segment_ids)
-        if shapes != (q.shape[:2], k.shape[:2]):
-            raise ValueError(f"attention: segment_ids {shapes} do not fit q {q.shape}, k {k.shape}")
-    default = "pallas" if jax.default_backend() == "tpu" else "xla"
-    run = choose_backend("attention", BACKENDS, backend, default)
-    return run(
+    o, x = request(
         q,
         k,
         v,
@@ -68,5 +75,40 @@ def attention(
         segment_ids=segment_ids,
         window=window,
         softcap=softcap,
-        scale=q.shape[-1] ** -0.5 if scale is None else scale,
+        scale=scale,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
     )
+    out, lse = choose("attention", BACKENDS, backend, o, x)(o, x)
+    return (out, lse) if return_lse else out
+
+
+def request(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    causal: bool = True,
+    segment_ids: SegmentIds | None = None,
+    window: Window = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+    q_offset: Offset | None = None,
+    kv_offset: Offset | None = None,
+) -> tuple[Options, Inputs]:
+    """Return what a backend takes, checked; arguments and errors as in `attention`."""
+    if (
+        k.shape != v.shape
+        or (q.shape[0], q.shape[-1]) != (k.shape[0], k.shape[-1])
+        or q.shape[2] % k.shape[2]
+    ):
+        raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit")
+    ids: list[Any] = [None, None]
+    if segment_ids is not None:
+        shapes = tuple(ids.shape for ids in segment_ids)
+        if shapes != (q.shape[:2], k.shape[:2]):
+            raise ValueError(f"attention: segment_ids {shapes} do not fit q {q.shape}, k {k.shape}")
+        ids = [int32(array) for array in segment_ids]
+    numbers = [None if a is None else int32(a) for a in (window, q_offset, kv_offset)]
+    options = Options(causal, softcap, float(q.shape[-1] ** -0.5 if scale is None else scale))
+    return options, Inputs(q, k, v, *ids, *numbers)

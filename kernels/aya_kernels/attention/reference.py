@@ -3,35 +3,26 @@
 import jax
 import jax.numpy as jnp
 
-from aya_kernels.attention.mask import SegmentIds, Window, visible
+from aya_kernels.attention.inputs import MASKED, Inputs, Options
+from aya_kernels.attention.mask import visible
 
 
-def reference_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    causal: bool,
-    segment_ids: SegmentIds | None,
-    window: Window,
-    softcap: float | None,
-    scale: float,
-) -> jax.Array:
-    """`softmax(softcap(scale * q k^T) + mask) v`; q [B, T, N, H], k and v [B, S, K, H].
+def reference_attention(o: Options, x: Inputs) -> tuple[jax.Array, jax.Array]:
+    """`softmax(softcap(scale * q k^T) + mask) v` and the log-sum-exp of the scores.
 
-    Returns [B, T, N, H] in the dtype of q; arguments as in `api.attention`.
+    Returns [B, T, N, H] in the dtype of q and float32 [B, N, T], as `api.attention` says.
     """
-    groups = q.shape[2] // k.shape[2]
-    k32 = jnp.repeat(k.astype(jnp.float32), groups, axis=2)
-    v32 = jnp.repeat(v.astype(jnp.float32), groups, axis=2)
-    scores = jnp.einsum("btnh,bsnh->bnts", q.astype(jnp.float32), k32, precision="highest") * scale
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    mask = visible(q.shape[1], k.shape[1], causal=causal, segment_ids=segment_ids, window=window)[
-        :, None
-    ]
-    weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
+    groups = x.q.shape[2] // x.k.shape[2]
+    q, k, v = (array.astype(jnp.float32) for array in x[:3])
+    k, v = (jnp.repeat(array, groups, axis=2) for array in (k, v))
+    scores = jnp.einsum("btnh,bsnh->bnts", q, k, precision="highest") * o.scale
+    if o.softcap is not None:
+        scores = o.softcap * jnp.tanh(scores / o.softcap)
+    mask = visible(o, x)[:, None]
     # A row that sees nothing is a softmax of no terms; its weights are defined as zeros.
-    weights = jnp.where(mask.any(-1, keepdims=True), weights, 0.0)
-    out = jnp.einsum("bnts,bsnh->btnh", weights, v32, precision="highest")
-    return out.astype(q.dtype)
+    seeing = mask.any(-1)
+    scores = jnp.where(mask, scores, MASKED)
+    weights = jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0.0)
+    lse = jnp.where(seeing, jax.nn.logsumexp(scores, axis=-1), MASKED)
+    out = jnp.einsum("bnts,bsnh->btnh", weights, v, precision="highest")
+    return out.astype(x.q.dtype), lse

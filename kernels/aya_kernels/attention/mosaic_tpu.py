@@ -20,20 +20,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from aya_kernels.attention.mask import MASKED, SegmentIds, Window
+from aya_kernels.attention.inputs import LONGEST_WINDOW, MASKED, Inputs, Options
+from aya_kernels.backends import Target, interpreted
 
 # Longer blocks feed the matrix unit better; 512 x 512 float32 scores take 1 MiB of VMEM.
 BLOCKS = (512, 256, 128)
-# A window that hides nothing; positions can be added to it without overflow.
-NO_WINDOW = 1 << 30
-
-
-class Options(NamedTuple):
-    """What does not change within a call; hashable."""
-
-    causal: bool
-    softcap: float | None
-    scale: float
 
 
 class Arrays(NamedTuple):
@@ -246,21 +237,6 @@ def _backward_kv(  # type: ignore[no-untyped-def]
         dv_ref[...] = dv_acc_ref[...].astype(dv_ref.dtype)
 
 
-def interpreted() -> bool:
-    """Return whether the kernels run in interpret mode.
-
-    Raises:
-      ValueError: the platform is neither a TPU nor a CPU.
-    """
-    platform = jax.default_backend()
-    if platform not in ("cpu", "tpu"):
-        raise ValueError(
-            f"attention: the backend 'pallas' is written for TPUs and cannot run on {platform}; "
-            "use 'xla'"
-        )
-    return platform == "cpu"
-
-
 def _call(  # type: ignore[no-untyped-def]
     kernel, x: Arrays, extra, grid, in_specs, out_specs, out_shape, scratch, reduced: int
 ):
@@ -328,35 +304,67 @@ def _specs_by_key(x: Arrays, tiling: Tiling, o: Options) -> tuple[list[Any], Any
     return [query, key, key, q_ids, kv_ids], query, row
 
 
-def _flash_forward(o: Options, x: Arrays) -> tuple[jax.Array, tuple[Arrays, jax.Array, jax.Array]]:
-    tiling = _tiling(x)
-    b, n, t, h = x.q.shape
-    in_specs, query, row = _specs_by_query(x, tiling, o)
+def refuses(target: Target, o: Options, x: Inputs) -> str | None:
+    """Return why this backend cannot compute the call, or None."""
+    if x.q_offset is not None or x.kv_offset is not None:
+        return "it has no offsets yet"
+    return None
+
+
+def _arrays(x: Inputs) -> Arrays:
+    b = x.q.shape[0]
+
+    def whole_blocks(a: jax.Array) -> jax.Array:
+        room = -a.shape[1] % BLOCKS[-1]
+        return jnp.pad(a, ((0, 0), (0, room)) + ((0, 0),) * (a.ndim - 2))
+
+    q_ids, kv_ids = x.q_ids, x.kv_ids
+    if q_ids is None or kv_ids is None:
+        q_ids, kv_ids = (jnp.ones((b, a.shape[1]), jnp.int32) for a in (x.q, x.k))
+    window = LONGEST_WINDOW if x.window is None else x.window
+    return Arrays(
+        jnp.reshape(jnp.asarray(window, jnp.int32), (1,)),
+        *(jnp.swapaxes(whole_blocks(a), 1, 2) for a in (x.q, x.k, x.v)),
+        whole_blocks(q_ids)[:, None, :],
+        whole_blocks(kv_ids)[:, :, None],
+    )
+
+
+def forward(o: Options, x: Inputs) -> tuple[jax.Array, jax.Array]:
+    """Return the output and the log-sum-exp; see `flash.flash`."""
+    length = x.q.shape[1]
+    arrays = _arrays(x)
+    tiling = _tiling(arrays)
+    b, n, t, h = arrays.q.shape
+    in_specs, query, row = _specs_by_query(arrays, tiling, o)
     out, lse = _call(
         partial(_forward, o, tiling),
-        x,
+        arrays,
         (),
         grid=(b, n, tiling.q_blocks, tiling.kv_blocks),
         in_specs=in_specs,
         out_specs=[query, row],
         out_shape=[
-            jax.ShapeDtypeStruct(x.q.shape, x.q.dtype),
+            jax.ShapeDtypeStruct(arrays.q.shape, x.q.dtype),
             jax.ShapeDtypeStruct((b, n, 1, t), jnp.float32),
         ],
         scratch=[(h, tiling.bq), (1, tiling.bq), (1, tiling.bq)],
         reduced=1,
     )
-    return out, (x, out, lse)
+    return jnp.swapaxes(out, 1, 2)[:, :length], lse[:, :, 0, :length]
 
 
-def _flash_backward(
-    o: Options, kept: tuple[Arrays, jax.Array, jax.Array], g: jax.Array
-) -> tuple[Arrays]:
-    x, out, lse = kept
+def backward(
+    o: Options, inputs: Inputs, lse: jax.Array, delta: jax.Array, g: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the gradients to q, k and v; see `flash.flash`."""
+    x = _arrays(inputs)
     tiling = _tiling(x)
-    b, n, _, h = x.q.shape
+    b, n, t, h = x.q.shape
     kv_heads = x.k.shape[1]
-    delta = (g.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)[:, :, None]
+    room = t - g.shape[1]
+    g = jnp.swapaxes(jnp.pad(g, ((0, 0), (0, room), (0, 0), (0, 0))), 1, 2)
+    lse, delta = (jnp.pad(a, ((0, 0), (0, 0), (0, room)))[:, :, None] for a in (lse, delta))
     in_specs, query, row = _specs_by_query(x, tiling, o)
     dq = _call(
         partial(_backward_q, o, tiling),
@@ -381,48 +389,6 @@ def _flash_backward(
         scratch=[(tiling.bk, h)] * 2,
         reduced=2,
     )
-    return (Arrays(None, dq, dk, dv, None, None),)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _flash(o: Options, x: Arrays) -> jax.Array:
-    return _flash_forward(o, x)[0]
-
-
-_flash.defvjp(_flash_forward, _flash_backward)
-
-
-def pallas_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    causal: bool,
-    segment_ids: SegmentIds | None,
-    window: Window,
-    softcap: float | None,
-    scale: float,
-) -> jax.Array:
-    """As `reference_attention`. Lengths are padded to whole blocks with segment id 0.
-
-    Raises:
-      ValueError: the platform is neither a TPU nor a CPU.
-    """
-    b, t = q.shape[:2]
-    if segment_ids is None:
-        segment_ids = tuple(jnp.ones((b, x.shape[1]), jnp.int32) for x in (q, k))
-
-    def whole_blocks(x: jax.Array) -> jax.Array:
-        room = -x.shape[1] % BLOCKS[-1]
-        return jnp.pad(x, ((0, 0), (0, room)) + ((0, 0),) * (x.ndim - 2))
-
-    q_ids, kv_ids = (whole_blocks(ids.astype(jnp.int32)) for ids in segment_ids)
-    window = NO_WINDOW if window is None else jnp.minimum(window, NO_WINDOW)
-    arrays = Arrays(
-        jnp.reshape(jnp.asarray(window, jnp.int32), (1,)),
-        *(jnp.swapaxes(whole_blocks(x), 1, 2) for x in (q, k, v)),
-        q_ids[:, None, :],
-        kv_ids[:, :, None],
-    )
-    out = _flash(Options(causal, softcap, float(scale)), arrays)
-    return jnp.swapaxes(out, 1, 2)[:, :t]
+    dq = jnp.swapaxes(dq, 1, 2)[:, : inputs.q.shape[1]]
+    dk, dv = (jnp.swapaxes(a, 1, 2)[:, : inputs.k.shape[1]] for a in (dk, dv))
+    return dq, dk, dv
