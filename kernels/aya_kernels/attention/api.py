@@ -5,16 +5,25 @@ from typing import Any, Literal, overload
 import jax
 
 from aya_kernels.attention import mosaic_tpu, xla
-from aya_kernels.attention.flash import flash
+from aya_kernels.attention.flash import Backward, Forward, flash
 from aya_kernels.attention.inputs import Inputs, Offset, Options, SegmentIds, Window, int32
+from aya_kernels.attention.placed import on_mesh
 from aya_kernels.attention.reference import reference_attention
-from aya_kernels.backends import Backend, choose
+from aya_kernels.backends import Backend, explain_choice
+from aya_kernels.placement import Placement
 
-# In order of preference.
+# Kernels by name, in order of preference: the platform, and the module of the passes.
+KERNELS: dict[str, tuple[str, Any]] = {"mosaic_tpu": ("tpu", mosaic_tpu)}
+
+PASSES: dict[str, tuple[Forward, Backward]] = {
+    **{name: (module.forward, module.backward) for name, (_, module) in KERNELS.items()},
+    "xla": (xla.forward, xla.backward),
+}
 BACKENDS = {
-    "mosaic_tpu": Backend(
-        flash(mosaic_tpu.forward, mosaic_tpu.backward), "tpu", mosaic_tpu.refuses
-    ),
+    **{
+        name: Backend(flash(*PASSES[name]), platform, module.refuses)
+        for name, (platform, module) in KERNELS.items()
+    },
     "xla": Backend(xla.xla_attention),
     "reference": Backend(reference_attention),
 }
@@ -41,6 +50,7 @@ def attention(
     q_offset: Offset | None = None,
     kv_offset: Offset | None = None,
     return_lse: bool = False,
+    placement: Placement | None = None,
     backend: str | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Grouped-query attention (arXiv 1706.03762, equation 1; grouped: arXiv 2305.13245).
@@ -58,6 +68,9 @@ def attention(
       q_offset, kv_offset: the place of the first query and of the first key, 0 if absent, where they
         are parts of longer sequences. May be traced.
       return_lse: also return the log-sum-exp of each query's scores, which `combine` needs.
+      placement: how the arrays lie on a mesh, if they do. A kernel then runs on each device with the
+        rows and heads that it holds, and a sequence in parts by ring attention; plain XLA is left to
+        the compiler to split, but for the sequence.
       backend: by name (`aya_kernels.explain` lists them), or the best for the chip if absent.
 
     Returns:
@@ -79,7 +92,12 @@ def attention(
         q_offset=q_offset,
         kv_offset=kv_offset,
     )
-    out, lse = choose("attention", BACKENDS, backend, o, x)(o, x)
+    chosen = explain_choice("attention", BACKENDS, backend, o, x).chosen
+    run = BACKENDS[chosen].run
+    if placement is not None and chosen in PASSES and placement.mesh.size > 1:
+        if BACKENDS[chosen].platform or placement.parts(placement.sequence) > 1:
+            run = on_mesh(*PASSES[chosen], placement)
+    out, lse = run(o, x)
     return (out, lse) if return_lse else out
 
 
