@@ -5,9 +5,11 @@ from typing import Any
 
 from aya_kernels.attention import api as attention
 from aya_kernels.backends import Backend, Explanation, explain_choice
+from aya_kernels.linear_logprob import api as linear_logprob
 
 OPERATIONS: dict[str, tuple[Mapping[str, Backend], Callable[..., Any]]] = {
     "attention": (attention.BACKENDS, attention.request),
+    "linear_logprob": (linear_logprob.BACKENDS, linear_logprob.request),
 }
 
 

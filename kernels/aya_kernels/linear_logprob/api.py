@@ -1,13 +1,20 @@
-"""The signature of linear_logprob, and the choice of its backend."""
+"""The signatures of linear_logprob and linear_statistics, and the choice of their backend."""
 
 import jax
 import jax.numpy as jnp
 
-from aya_kernels.backends import choose_backend
-from aya_kernels.linear_logprob.reference import reference_linear_logprob
-from aya_kernels.linear_logprob.xla import xla_linear_logprob
+from aya_kernels.backends import Backend, choose
+from aya_kernels.linear_logprob import reference, xla
+from aya_kernels.linear_logprob.inputs import Inputs, Options, Statistics
+from aya_kernels.linear_logprob.streamed import streamed
 
-BACKENDS = {"reference": reference_linear_logprob, "xla": xla_linear_logprob}
+# In order of preference.
+BACKENDS = {
+    "xla": Backend(streamed(xla.forward)),
+    "reference": Backend(reference.reference_linear_logprob, refuses=reference.refuses),
+}
+
+Axes = str | tuple[str, ...] | None
 
 
 def linear_logprob(
@@ -18,33 +25,110 @@ def linear_logprob(
     scale: float | jax.Array = 1.0,
     softcap: float | None = None,
     mask: jax.Array | None = None,
+    axis_name: Axes = None,
     backend: str | None = None,
 ) -> jax.Array:
     """Log-probability of each target under `softmax(softcap(scale * hidden @ weight.T))`.
 
+    The logits [T, V] are never made, forward or backward (but by the backend `reference`).
+
     Args:
       hidden: [T, D].
       weight: [V, D], the output (or tied input) embeddings.
-      targets: int32 [T].
+      targets: int32 [T], in [0, V); anything where the mask is False.
       scale: of the logits (Cohere's `logit_scale`); may be traced.
-      softcap: `softcap * tanh(logit / softcap)` (Gemma 2).
-      mask: bool [T]; where False the result and its gradients are 0.
-      backend: `reference` makes the logits whole, `xla` (the default) never does.
+      softcap: `softcap * tanh(logit / softcap)` (Gemma 2, arXiv 2408.00118, section 2).
+      mask: bool [T]; where False the result and its gradients are 0, and nothing is computed (but in
+        a small problem, where leaving tokens out would cost more).
+      axis_name: inside `jax.shard_map`, the mesh axis or axes over which the rows of the weight are
+        split, in their order. `weight` is then this device's rows and V all of them; the other
+        arrays are the same on all of its devices, and so is the result.
+      backend: by name (`aya_kernels.explain` lists them), or the best for the chip if absent.
 
     Returns:
-      float32 [T].
+      float32 [T]. It can be differentiated by hidden, weight and scale; the gradients have their
+      dtypes.
 
     Raises:
-      ValueError: shapes that do not fit, or a backend that does not exist.
+      ValueError: shapes that do not fit, or a backend that does not exist or cannot run here.
     """
-    if hidden.shape[-1] != weight.shape[-1] or hidden.shape[:1] != targets.shape:
+    return linear_statistics(
+        hidden,
+        weight,
+        targets,
+        scale=scale,
+        softcap=softcap,
+        mask=mask,
+        axis_name=axis_name,
+        backend=backend,
+    ).logp
+
+
+def linear_statistics(
+    hidden: jax.Array,
+    weight: jax.Array,
+    targets: jax.Array,
+    *,
+    scale: float | jax.Array = 1.0,
+    softcap: float | None = None,
+    mask: jax.Array | None = None,
+    axis_name: Axes = None,
+    entropy: bool = False,
+    argmax: bool = False,
+    backend: str | None = None,
+) -> Statistics:
+    """What one pass over the vocabulary tells of each token; arguments and errors as `linear_logprob`.
+
+    Args:
+      entropy: whether to sum the entropy of the distribution, in nats, too.
+      argmax: whether to find the likeliest word, the first of equals, too.
+
+    Returns:
+      `Statistics`, all [T] and 0 where the mask is False: logp and lse (the log-sum-exp of the
+      scores), float32; entropy, float32, and argmax, int32, or None where not asked for. All but
+      argmax can be differentiated.
+    """
+    o, x = request(
+        hidden,
+        weight,
+        targets,
+        scale=scale,
+        softcap=softcap,
+        mask=mask,
+        axis_name=axis_name,
+        entropy=entropy,
+        argmax=argmax,
+    )
+    return choose("linear_logprob", BACKENDS, backend, o, x)(o, x)
+
+
+def request(
+    hidden: jax.Array,
+    weight: jax.Array,
+    targets: jax.Array,
+    *,
+    scale: float | jax.Array = 1.0,
+    softcap: float | None = None,
+    mask: jax.Array | None = None,
+    axis_name: Axes = None,
+    entropy: bool = False,
+    argmax: bool = False,
+) -> tuple[Options, Inputs]:
+    """Return what a backend takes, checked; arguments and errors as in `linear_statistics`."""
+    if (
+        (hidden.ndim, weight.ndim) != (2, 2)
+        or hidden.shape[1] != weight.shape[1]
+        or hidden.shape[:1] != targets.shape
+    ):
         raise ValueError(
             f"linear_logprob: hidden {hidden.shape}, weight {weight.shape} and targets "
             f"{targets.shape} do not fit"
         )
-    if mask is None:
-        mask = jnp.ones(targets.shape, bool)
-    elif mask.shape != targets.shape:
+    if mask is not None and mask.shape != targets.shape:
         raise ValueError(f"linear_logprob: mask {mask.shape} does not fit targets {targets.shape}")
-    run = choose_backend("linear_logprob", BACKENDS, backend, "xla")
-    return run(hidden, weight, targets, scale=scale, softcap=softcap, mask=mask)
+    axes = () if axis_name is None else (axis_name,) if isinstance(axis_name, str) else axis_name
+    if not isinstance(scale, jax.ShapeDtypeStruct):
+        scale = jnp.asarray(scale, jnp.float32)
+    targets = targets if targets.dtype == jnp.int32 else targets.astype(jnp.int32)
+    options = Options(softcap, entropy, argmax, tuple(axes))
+    return options, Inputs(hidden, weight, targets, scale, mask)

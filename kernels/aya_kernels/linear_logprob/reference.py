@@ -1,28 +1,32 @@
-"""The definition of linear_logprob, with the logits made whole."""
+"""The definition of the linear log-probability, with the logits made whole."""
 
 import jax
 import jax.numpy as jnp
 
+from aya_kernels.backends import Target
+from aya_kernels.linear_logprob.inputs import Inputs, Options, Statistics
 
-def reference_linear_logprob(
-    hidden: jax.Array,
-    weight: jax.Array,
-    targets: jax.Array,
-    *,
-    scale: float | jax.Array,
-    softcap: float | None,
-    mask: jax.Array,
-) -> jax.Array:
-    """`log_softmax(softcap(scale * hidden @ weight.T))[target]`, 0 where `mask` is False.
 
-    Returns float32 [T]; arguments as in `api.linear_logprob`.
-    """
+def reference_linear_logprob(o: Options, x: Inputs) -> Statistics:
+    """What `log_softmax(softcap(scale * hidden @ weight.T))` [T, V] says; 0 where the mask is False."""
     scores = jnp.einsum(
-        "td,vd->tv", hidden.astype(jnp.float32), weight.astype(jnp.float32), precision="highest"
+        "td,vd->tv", x.hidden.astype(jnp.float32), x.weight.astype(jnp.float32), precision="highest"
     )
-    scores = scores * scale
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
+    scores = scores * x.scale
+    if o.softcap is not None:
+        scores = o.softcap * jnp.tanh(scores / o.softcap)
     logprobs = jax.nn.log_softmax(scores)
-    picked = jnp.take_along_axis(logprobs, targets[:, None], axis=1)[:, 0]
-    return jnp.where(mask, picked, 0.0)
+    found = Statistics(
+        logp=jnp.take_along_axis(logprobs, x.targets[:, None], axis=1)[:, 0],
+        lse=jax.nn.logsumexp(scores, axis=1),
+        entropy=-(jnp.exp(logprobs) * logprobs).sum(1) if o.entropy else None,
+        argmax=scores.argmax(1).astype(jnp.int32) if o.argmax else None,
+    )
+    if x.mask is None:
+        return found
+    return jax.tree.map(lambda a: jnp.where(x.mask, a, 0), found)
+
+
+def refuses(target: Target, o: Options, x: Inputs) -> str | None:
+    """Return why the definition cannot be computed there, or None."""
+    return "it needs the whole vocabulary, not a device's rows of it" if o.axes else None

@@ -1,0 +1,74 @@
+"""The gradient of the sums, shared by every backend that never holds the logits.
+
+Each chunk of scores is made again from the inputs; with the kept maximum of each token that is all
+that its gradient needs. So a chunk takes three products of tokens x columns x D: the scores, the
+gradient to hidden and the one to the weight. Two kernels that keep the scores in registers (one sums
+over the vocabulary for hidden, one over tokens for the weight) would make the scores twice, four
+products, since neither sum can be carried by the other's loop. Here the price is the traffic of the
+chunk: float32 scores written and read, their gradient written once and read twice in the dtype of
+the inputs, and the float32 gradient to hidden read and written, at most 14 + 8 * D / C bytes a score
+in bfloat16 (C columns) against 6 * D operations. At D = 4096 and C = 4096 that is 22 bytes for 24,576
+operations, 1,100 operations a byte; chips balance at 170 (TPU v5p), 240 (v5e), 300 (H100) and 560
+(v6e). Even where nothing overlaps, it costs less than a fourth product on all but the last, and
+XLA's TPU compiler joins the elementwise part to the products, which leaves half of it.
+
+The vocabulary is the outer and only loop: a row of the weight's gradient is then whole after one
+chunk, and is written once, in the dtype of the weight, with no float32 copy [V, D] of it.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from aya_kernels.linear_logprob.chunks import Chunk, chunks, first, over_counted, padded
+from aya_kernels.linear_logprob.inputs import Inputs, Options, Sums
+
+Gradients = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def backward(o: Options, x: Inputs, top: jax.Array, g: Sums) -> Gradients:
+    """Return the gradients to hidden, weight and scale.
+
+    Args:
+      o, x: as of the forward pass.
+      top: float32 [T], its maxima, finite; greater than all scores for tokens that do not count.
+      g: the gradients to its total, picked and moment, 0 for tokens that do not count.
+    """
+    tokens = x.targets.shape[0]
+
+    def compute(size: int) -> Gradients:
+        part = jax.tree.map(lambda a: a[:size], g._replace(top=top, best=None))
+        d_hidden, d_weight, d_scale = _gradients(o, first(x, size), part, tokens)
+        return padded(d_hidden, tokens), d_weight, d_scale
+
+    return over_counted(x, compute)
+
+
+def _gradients(o: Options, x: Inputs, g: Sums, tokens: int) -> Gradients:
+    """As `backward` for tokens that are all computed; the place of `g.top` holds the maxima."""
+    count, size = chunks(tokens, x.weight.shape[0])
+    top, g_total, g_picked = (a[:, None] for a in (g.top, g.total, g.picked))
+
+    def body(
+        carry: tuple[jax.Array, jax.Array], index: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        d_hidden, d_weight = carry
+        chunk = Chunk(x.weight, index, size)
+        scores, slope = chunk.scores(o, x)
+        below = scores - top
+        slant = g_total if g.moment is None else g_total + g.moment[:, None] * (1.0 + below)
+        hit = x.targets[:, None] == chunk.columns
+        d_scores = (jnp.exp(below) * slant + jnp.where(hit, g_picked, 0.0)) * slope
+        d_scores = jnp.where(chunk.fresh, d_scores, 0.0).astype(x.hidden.dtype)
+        d_hidden = d_hidden + jnp.dot(d_scores, chunk.rows, preferred_element_type=jnp.float32)
+        d_rows = jnp.einsum("tc,td->cd", d_scores, x.hidden, preferred_element_type=jnp.float32)
+        # Each row is added to once (a shared row gets a zero the second time), so the dtype of the
+        # weight loses nothing.
+        old = jax.lax.dynamic_slice_in_dim(d_weight, chunk.start, size)
+        new = old + (x.scale * d_rows).astype(d_weight.dtype)
+        return (d_hidden, jax.lax.dynamic_update_slice_in_dim(d_weight, new, chunk.start, 0)), None
+
+    start = (jnp.zeros_like(x.hidden, jnp.float32), jnp.zeros_like(x.weight))
+    (d_hidden, d_weight), _ = jax.lax.scan(body, start, jnp.arange(count))
+    # Without the factor `scale` as yet, its product with hidden is the gradient to the scale.
+    d_scale = (d_hidden * x.hidden).sum()
+    return (x.scale * d_hidden).astype(x.hidden.dtype), d_weight, d_scale

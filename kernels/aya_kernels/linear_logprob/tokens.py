@@ -1,0 +1,59 @@
+"""Tokens that count come first, so that a kernel can leave the others out."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from aya_kernels.linear_logprob.inputs import Inputs
+from aya_kernels.linear_logprob.shards import together
+
+# Up to so many scores all tokens are computed: moving some would cost more than it saves.
+SMALL = 1 << 25
+
+
+@jax.custom_vjp
+def _moved(array: jax.Array, there: jax.Array, back: jax.Array) -> jax.Array:
+    """Return `array[there]`, where `back` is the inverse permutation.
+
+    Its gradient is a gather too, where that of an index would be a scatter.
+    """
+    return array[there]
+
+
+def _moved_forward(
+    array: jax.Array, there: jax.Array, back: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return array[there], back
+
+
+def _moved_backward(back: jax.Array, g: jax.Array) -> tuple[jax.Array, None, None]:
+    return g[back], None, None
+
+
+_moved.defvjp(_moved_forward, _moved_backward)
+
+
+def masked_last(x: Inputs) -> tuple[Inputs, Callable[[jax.Array], jax.Array]]:
+    """Bring the tokens that count to the front, in their order, and count them.
+
+    Returns:
+      The inputs, with `count` where tokens were moved; and a function that brings an array [T] of
+      the new order back to the old one.
+    """
+    tokens = x.targets.shape[0]
+    if x.mask is None or tokens * x.weight.shape[0] <= SMALL:
+        return x, lambda array: array
+    hidden, mask = together((x.hidden, x.mask))
+    order = jnp.argsort(~mask, stable=True)
+    counted = jnp.cumsum(mask, dtype=jnp.int32)
+    count = counted[-1]
+    numbers = jnp.arange(tokens, dtype=jnp.int32)
+    place = jnp.where(mask, counted - 1, count + numbers - counted)
+    moved = x._replace(
+        hidden=_moved(hidden, order, place),
+        targets=x.targets[order],
+        mask=numbers < count,
+        count=count,
+    )
+    return moved, lambda array: _moved(array, place, order)
