@@ -1,394 +1,439 @@
-"""Flash attention as Pallas kernels: blocks of keys under an online softmax, forward and backward.
+"""Flash attention as Pallas kernels for TPUs, forward and backward.
 
-The score matrix is never made. The forward pass keeps each query's log-sum-exp; the backward pass
-makes the probabilities of a block again from it (FlashAttention-2, arXiv 2307.08691, algorithms 1
-and 2). Written for Mosaic TPU; on a CPU the same kernels run in interpret mode.
+The score matrix is never made: blocks of keys pass under an online softmax, and the backward pass
+makes the probabilities of a block again from each query's log-sum-exp (FlashAttention-2, arXiv
+2307.08691, algorithms 1 and 2). On a CPU the same kernels run interpreted.
 
-A block of scores is held as [keys, queries]. What belongs to a query (maximum, sum, log-sum-exp,
-segment id) is then a row, [1, queries], which Mosaic stores densely and adds to scores as it is;
-with the queries first it would be a column, which takes 128 lanes a number.
+The grid walks the list of visible blocks that `schedule` makes, whose length is known only when the
+call runs: a block that the mask empties has no step, so it is neither fetched nor computed, and only
+blocks that the mask cuts through make it. A step takes several query heads of one group, which share
+the keys, the values and the mask.
+
+Where sums run over keys (the output and the gradient to q) a block of scores is [queries, keys], where
+they run over queries (the gradients to k and v) it is [keys, queries]: no product needs a transposed
+block of scores. What belongs to the rows of such a block is a column, which Mosaic keeps as 128 equal
+lanes; it is made once for all steps of a row. What belongs to its columns is a row, taken as it is.
 
 Shapes: B batch, N query heads, K key heads, G = N / K, T queries, S keys, H head size, all arrays
 heads first; bq and bk are the block lengths.
 """
 
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial, reduce
+from operator import and_
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from aya_kernels.attention.inputs import LONGEST_WINDOW, MASKED, Inputs, Options
+from aya_kernels.attention.blocks import visible_blocks
+from aya_kernels.attention.inputs import MASKED, Inputs, Options
+from aya_kernels.attention.schedule import Layout, schedule
 from aya_kernels.backends import Target, interpreted
 
-# Longer blocks feed the matrix unit better; 512 x 512 float32 scores take 1 MiB of VMEM.
-BLOCKS = (512, 256, 128)
+LANES = 128
+# Block lengths by reckoning, not by measurement. Each step reads k and v once for ROWS rows of
+# queries (bq of each head), which is 1,024 products a byte fetched in bfloat16; the v5e, v5p and v6e
+# reach their peak at 240, 170 and 560. A step then has 268 million products (H = 128), which takes
+# longer than it takes to start one. Longer blocks would compute more of what a mask hides.
+ROWS, KEYS = 1024, 512
+# The list of steps lies in SMEM, which has 1 MiB; longer sequences get longer blocks.
+STEPS = 1 << 17
+# The smallest VMEM of a v5e, v5p, v6e or v7x is 64 MiB. With the blocks above, the blocks of a step,
+# fetched one ahead, and its scores take up to 40 MiB (float32, H = 256, backward).
+VMEM_BYTES = 48 << 20
+# Where the running maximum starts: below every score, and so far above MASKED that
+# exp(MASKED - FLOOR) is 0 also in a row that has seen nothing yet.
+FLOOR = MASKED / 2
 
 
 class Arrays(NamedTuple):
     """What forward and backward both read: heads first, lengths padded to whole blocks."""
 
-    window: jax.Array  # int32 [1]
     q: jax.Array  # [B, N, T, H]
     k: jax.Array  # [B, K, S, H]
     v: jax.Array  # [B, K, S, H]
-    q_ids: jax.Array  # int32 [B, 1, T]
-    kv_ids: jax.Array  # int32 [B, S, 1]
+    q_ids: jax.Array | None  # int32 [B, 1, T], padding -1
+    kv_ids: jax.Array | None  # int32 [B, 1, S], padding 0
 
 
 class Tiling(NamedTuple):
-    """How the lengths are cut into blocks."""
+    """How the work is cut; static."""
 
     bq: int
     bk: int
-    q_blocks: int
-    kv_blocks: int
+    heads: int  # query heads a step, of one group
+    parts: int  # into which a group is cut so: G / heads
+    windowed: bool
 
-    def keys_seen(self, i: Any, window: Any, causal: bool) -> tuple[Any, Any]:
-        """Return the first and last key block that query block `i` can see."""
-        first = jnp.maximum(i * self.bq - window + 1, 0) // self.bk
-        reach = (i + 1) * self.bq - 1 + (0 if causal else window - 1)
-        last = jnp.minimum(reach // self.bk, self.kv_blocks - 1)
-        return jnp.minimum(first, self.kv_blocks - 1), last
-
-    def queries_seeing(self, j: Any, window: Any, causal: bool) -> tuple[Any, Any]:
-        """Return the first and last query block that can see key block `j`."""
-        reach = j * self.bk - (0 if causal else window - 1)
-        first = jnp.maximum(reach, 0) // self.bq
-        last = jnp.minimum(((j + 1) * self.bk - 1 + window - 1) // self.bq, self.q_blocks - 1)
-        return jnp.minimum(first, self.q_blocks - 1), last
-
-
-def _block(length: int) -> int:
-    return next(block for block in BLOCKS if length % block == 0)
+    @classmethod
+    def of(cls, x: Inputs) -> "Tiling":
+        b, t, n, _ = x.q.shape
+        s, kv_heads = x.k.shape[1:3]
+        groups = n // kv_heads
+        heads = max(d for d in range(1, ROWS // LANES + 1) if groups % d == 0)
+        bq, bk = ROWS // heads // LANES * LANES, KEYS
+        if interpreted():
+            # To check the kernels: blocks so small that short rows have several.
+            bq, bk = LANES, LANES
+        while b * pl.cdiv(t, bq) * pl.cdiv(s, bk) > STEPS and max(bq, bk) < max(t, s):
+            bq, bk = (bq, 2 * bk) if bk <= bq else (2 * bq, bk)
+        bq, bk = _even(t, bq), _even(s, bk)
+        return cls(bq, bk, heads, groups // heads, x.window is not None)
 
 
-def _tiling(x: Arrays) -> Tiling:
-    t, s = x.q.shape[2], x.k.shape[2]
-    bq, bk = _block(t), _block(s)
-    return Tiling(bq, bk, t // bq, s // bk)
+def _even(length: int, block: int) -> int:
+    """Return the shortest block, of whole lanes, that cuts a length into no more blocks."""
+    return pl.cdiv(pl.cdiv(length, pl.cdiv(length, block)), LANES) * LANES
 
 
 def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     """Return the float32 product of two blocks over the given axis of each."""
-    # float32 follows jax_default_matmul_precision; other dtypes have one precision only.
-    precision = None if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    # On a TPU float32 operands would be rounded to bfloat16 by default.
+    precision = "highest" if a.dtype == jnp.float32 else "default"
     axes = (((contract[0],), (contract[1],)), ((), ()))
     return jax.lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
 
 
+def _wide(x: jax.Array, width: int) -> jax.Array:
+    """Return [rows, width] of a column held as equal lanes, [rows, LANES]."""
+    return jnp.tile(x, (1, pl.cdiv(width, LANES)))[:, :width]
+
+
+def _column(row: jax.Array) -> jax.Array:
+    """Return a row [1, length] as a column held as equal lanes, [length, LANES]."""
+    return jnp.broadcast_to(row, (LANES, row.shape[1])).T
+
+
 def _scores(
-    q: jax.Array, k: jax.Array, mask: jax.Array, o: Options
-) -> tuple[jax.Array, jax.Array | float]:
-    """Return scores [bk, bq], capped and masked, and the slope of the cap."""
-    scores = _dot(k, q, (1, 1)) * o.scale
-    slope: jax.Array | float = 1.0
+    o: Options, a: jax.Array, b: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return a b^T scaled, capped and masked, and the slope of the cap."""
+    scores, slope = _dot(a, b, (1, 1)) * o.scale, None
     if o.softcap is not None:
-        squashed = jnp.tanh(scores / o.softcap)
+        squashed = jnp.tanh(scores * (1 / o.softcap))
         scores, slope = o.softcap * squashed, 1.0 - squashed * squashed
-    return jnp.where(mask, scores, MASKED), slope
+    return scores if mask is None else jnp.where(mask, scores, MASKED), slope
 
 
-def _mask(
-    q_ids: jax.Array, kv_ids: jax.Array, i: Any, j: Any, window: Any, tiling: Tiling, o: Options
-) -> jax.Array:
-    """Return bool [bk, bq] for query block `i` and key block `j`; ids are [1, bq] and [bk, 1]."""
-    shape = (tiling.bk, tiling.bq)
-    queries = i * tiling.bq + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    keys = j * tiling.bk + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    mask = (q_ids == kv_ids) & (q_ids > 0) & (queries - keys < window)
-    return mask & ((keys <= queries) if o.causal else (keys - queries < window))
+def _mask(  # type: ignore[no-untyped-def]
+    o: Options, t: Tiling, i, j, numbers, same, shape: tuple[int, int], query_axis: int
+) -> jax.Array | None:
+    """Return bool of `shape`, where queries lie along `query_axis`, for query block i and key block j."""
+    # How far the query lies behind the key: the same for all blocks but for a number.
+    ahead = numbers[0] + i * t.bq - j * t.bk
+    behind = jax.lax.broadcasted_iota(jnp.int32, shape, query_axis)
+    behind -= jax.lax.broadcasted_iota(jnp.int32, shape, 1 - query_axis)
+    parts = [] if same is None else [same]
+    if o.causal:
+        parts.append(behind >= -ahead)
+    if t.windowed:
+        parts.append(behind < numbers[1] - ahead)
+        if not o.causal:
+            parts.append(behind > -numbers[1] - ahead)
+    return reduce(and_, parts) if parts else None
+
+
+def _attend(step, mask: Callable[[], jax.Array | None], body) -> None:  # type: ignore[no-untyped-def]
+    """Run a step's body on its block, with a mask where it needs one."""
+    pl.when(step.every)(lambda: body(None))
+    pl.when(step.some & ~step.every)(lambda: body(mask()))
 
 
 def _forward(  # type: ignore[no-untyped-def]
-    o: Options,
-    tiling: Tiling,
-    window_ref,
-    q_ref,
-    k_ref,
-    v_ref,
-    q_ids_ref,
-    kv_ids_ref,
-    out_ref,
-    lse_ref,
-    acc_ref,
-    top_ref,
-    total_ref,
+    o: Options, t: Tiling, layout, words, numbers, x, out, lse, acc, top, total, q_column
 ):
-    i, j = pl.program_id(2), pl.program_id(3)
-    window = window_ref[0]
-    first, last = tiling.keys_seen(i, window, o.causal)
+    step = layout.read(words[pl.program_id(1)])
+    h = x.q.shape[-1]
 
-    @pl.when(j == 0)
+    @pl.when(step.first)
     def _():
-        acc_ref[...] = jnp.zeros_like(acc_ref)
-        top_ref[...] = jnp.full_like(top_ref, MASKED)
-        total_ref[...] = jnp.zeros_like(total_ref)
+        acc[...] = jnp.zeros_like(acc)
+        top[...] = jnp.full_like(top, FLOOR)
+        total[...] = jnp.zeros_like(total)
+        if x.q_ids is not None:
+            q_column[...] = _column(x.q_ids[...])
 
-    @pl.when((first <= j) & (j <= last))
+    def mask():  # type: ignore[no-untyped-def]
+        same = None if x.q_ids is None else _wide(q_column[...], t.bk) == x.kv_ids[...]
+        return _mask(o, t, step.row, step.column, numbers, same, (t.bq, t.bk), 0)
+
+    def body(mask):  # type: ignore[no-untyped-def]
+        k, v = x.k[...], x.v[...]
+        for n in range(t.heads):
+            scores, _ = _scores(o, x.q[n], k, mask)
+            old_top = top[n]
+            new_top = jnp.maximum(old_top, scores.max(1, keepdims=True))
+            weights = jnp.exp(scores - _wide(new_top, t.bk))
+            shrink = jnp.exp(old_top - new_top)
+            # Each lane sums its own columns; the lanes are joined when the row is done.
+            sums = sum(weights[:, c : c + LANES] for c in range(0, t.bk, LANES))
+            total[n] = total[n] * shrink + sums
+            acc[n] = acc[n] * _wide(shrink, h) + _dot(weights.astype(v.dtype), v, (1, 0))
+            top[n] = new_top
+
+    _attend(step, mask, body)
+
+    @pl.when(step.last)
     def _():
-        mask = _mask(q_ids_ref[...], kv_ids_ref[...], i, j, window, tiling, o)
-        scores, _ = _scores(q_ref[...], k_ref[...], mask, o)
-        top = top_ref[...]
-        new_top = jnp.maximum(top, scores.max(0, keepdims=True))
-        weights = jnp.where(mask, jnp.exp(scores - new_top), 0.0)
-        shrink = jnp.exp(top - new_top)
-        v = v_ref[...]
-        acc_ref[...] = acc_ref[...] * shrink + _dot(v, weights.astype(v.dtype), (0, 0))
-        total_ref[...] = total_ref[...] * shrink + weights.sum(0, keepdims=True)
-        top_ref[...] = new_top
-
-    @pl.when(j == tiling.kv_blocks - 1)
-    def _():
-        # A query that sees nothing has summed nothing: 0 / 1.
-        total = jnp.where(total_ref[...] > 0, total_ref[...], 1.0)
-        out_ref[...] = (acc_ref[...] / total).T.astype(out_ref.dtype)
-        lse_ref[...] = top_ref[...] + jnp.log(total)
+        for n in range(t.heads):
+            sums = total[n].sum(1, keepdims=True)
+            seen = sums > 0
+            sums = jnp.where(seen, sums, 1.0)
+            out[n] = (acc[n] / sums).astype(out.dtype)
+            lse[n] = jnp.where(seen, top[n] + jnp.log(sums), MASKED).T[:1]
 
 
-def _weights_and_slope(  # type: ignore[no-untyped-def]
-    o: Options, mask, q, k, v, g, lse, delta
+def _weights_and_slopes(  # type: ignore[no-untyped-def]
+    o: Options, a, b, c, d, lse, delta, mask
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the probabilities [bk, bq] of a block and the gradient to its products q k^T."""
-    scores, slope = _scores(q, k, mask, o)
-    weights = jnp.where(mask, jnp.exp(scores - lse), 0.0)
-    d_scores = weights * (_dot(v, g, (1, 1)) - delta) * slope * o.scale
-    return weights, d_scores
+    """Return the probabilities of a block with scores a b^T, and the gradient to these over `scale`.
+
+    c d^T is the gradient to the probabilities.
+    """
+    scores, slope = _scores(o, a, b, mask)
+    weights = jnp.exp(scores - lse)
+    d_scores = weights * (_dot(c, d, (1, 1)) - delta)
+    return weights, d_scores if slope is None else d_scores * slope
 
 
 def _backward_q(  # type: ignore[no-untyped-def]
-    o: Options,
-    tiling: Tiling,
-    window_ref,
-    q_ref,
-    k_ref,
-    v_ref,
-    q_ids_ref,
-    kv_ids_ref,
-    g_ref,
-    lse_ref,
-    delta_ref,
-    dq_ref,
-    acc_ref,
+    o: Options, t: Tiling, layout, words, numbers, x, g, lse, delta, dq, acc, lses, deltas, q_column
 ):
-    i, j = pl.program_id(2), pl.program_id(3)
-    window = window_ref[0]
-    first, last = tiling.keys_seen(i, window, o.causal)
+    step = layout.read(words[pl.program_id(1)])
 
-    @pl.when(j == 0)
+    @pl.when(step.first)
     def _():
-        acc_ref[...] = jnp.zeros_like(acc_ref)
+        acc[...] = jnp.zeros_like(acc)
+        for n in range(t.heads):
+            lses[n], deltas[n] = _column(lse[n]), _column(delta[n])
+        if x.q_ids is not None:
+            q_column[...] = _column(x.q_ids[...])
 
-    @pl.when((first <= j) & (j <= last))
-    def _():
-        mask = _mask(q_ids_ref[...], kv_ids_ref[...], i, j, window, tiling, o)
-        k = k_ref[...]
-        _, d_scores = _weights_and_slope(
-            o, mask, q_ref[...], k, v_ref[...], g_ref[...], lse_ref[...], delta_ref[...]
-        )
-        acc_ref[...] += _dot(d_scores.astype(k.dtype), k, (0, 0))
+    def mask():  # type: ignore[no-untyped-def]
+        same = None if x.q_ids is None else _wide(q_column[...], t.bk) == x.kv_ids[...]
+        return _mask(o, t, step.row, step.column, numbers, same, (t.bq, t.bk), 0)
 
-    @pl.when(j == tiling.kv_blocks - 1)
+    def body(mask):  # type: ignore[no-untyped-def]
+        k, v = x.k[...], x.v[...]
+        for n in range(t.heads):
+            rows = _wide(lses[n], t.bk), _wide(deltas[n], t.bk)
+            _, d_scores = _weights_and_slopes(o, x.q[n], k, g[n], v, *rows, mask)
+            acc[n] += _dot(d_scores.astype(k.dtype), k, (1, 0))
+
+    _attend(step, mask, body)
+
+    @pl.when(step.last)
     def _():
-        dq_ref[...] = acc_ref[...].astype(dq_ref.dtype)
+        dq[...] = (acc[...] * o.scale).astype(dq.dtype)
 
 
 def _backward_kv(  # type: ignore[no-untyped-def]
     o: Options,
-    tiling: Tiling,
-    window_ref,
-    q_ref,
-    k_ref,
-    v_ref,
-    q_ids_ref,
-    kv_ids_ref,
-    g_ref,
-    lse_ref,
-    delta_ref,
-    dk_ref,
-    dv_ref,
-    dk_acc_ref,
-    dv_acc_ref,
+    t: Tiling,
+    layout,
+    words,
+    numbers,
+    x,
+    g,
+    lse,
+    delta,
+    dk,
+    dv,
+    dk_acc,
+    dv_acc,
+    kv_column,
 ):
-    j, head, i = pl.program_id(2), pl.program_id(3), pl.program_id(4)
-    window = window_ref[0]
-    first, last = tiling.queries_seeing(j, window, o.causal)
+    step = layout.read(words[pl.program_id(1)])
+    part = pl.program_id(2)
 
-    @pl.when((head == 0) & (i == 0))
+    @pl.when(step.first & (part == 0))
     def _():
-        dk_acc_ref[...] = jnp.zeros_like(dk_acc_ref)
-        dv_acc_ref[...] = jnp.zeros_like(dv_acc_ref)
+        dk_acc[...] = jnp.zeros_like(dk_acc)
+        dv_acc[...] = jnp.zeros_like(dv_acc)
+        if x.kv_ids is not None:
+            kv_column[...] = _column(x.kv_ids[...])
 
-    @pl.when((first <= i) & (i <= last))
+    def mask():  # type: ignore[no-untyped-def]
+        same = None if x.kv_ids is None else _wide(kv_column[...], t.bq) == x.q_ids[...]
+        return _mask(o, t, step.column, step.row, numbers, same, (t.bk, t.bq), 1)
+
+    def body(mask):  # type: ignore[no-untyped-def]
+        k, v = x.k[...], x.v[...]
+        for n in range(t.heads):
+            q, g_n = x.q[n], g[n]
+            weights, d_scores = _weights_and_slopes(o, k, q, v, g_n, lse[n], delta[n], mask)
+            dk_acc[...] += _dot(d_scores.astype(q.dtype), q, (1, 0))
+            dv_acc[...] += _dot(weights.astype(g_n.dtype), g_n, (1, 0))
+
+    _attend(step, mask, body)
+
+    @pl.when(step.last & (part == t.parts - 1))
     def _():
-        mask = _mask(q_ids_ref[...], kv_ids_ref[...], i, j, window, tiling, o)
-        q, g = q_ref[...], g_ref[...]
-        weights, d_scores = _weights_and_slope(
-            o, mask, q, k_ref[...], v_ref[...], g, lse_ref[...], delta_ref[...]
+        dk[...] = (dk_acc[...] * o.scale).astype(dk.dtype)
+        dv[...] = dv_acc[...].astype(dv.dtype)
+
+
+class Call(NamedTuple):
+    """What the three kernels share: the arrays, how they are cut, and the blocks to visit."""
+
+    o: Options
+    t: Tiling
+    x: Arrays
+    numbers: jax.Array  # int32 [2]: how far the first query lies behind the first key; the window
+    some: jax.Array  # bool [B, query blocks, key blocks]
+    every: jax.Array
+
+    def run(  # type: ignore[no-untyped-def]
+        self, kernel, extra, out_kinds: str, out_shape, scratch, by_key: bool = False
+    ):
+        """Run a kernel over the visible blocks, query block by query block or key block by key block.
+
+        Args:
+          kernel: a kernel of this module, without its static arguments.
+          extra: an array as q and two float32 [B, N, 1, T], or nothing.
+          out_kinds: of each output: `q`, cut as q; `k`, cut as k; `r`, cut as the float32 of a query.
+          out_shape, scratch: as `pallas_call` takes them.
+        """
+        t, x = self.t, self.x
+        some, every = (jnp.swapaxes(a, 1, 2) if by_key else a for a in (self.some, self.every))
+        layout = Layout.of(some.shape)
+        words, count = schedule(some, every)
+
+        def spec(shape, place) -> pl.BlockSpec:  # type: ignore[no-untyped-def]
+            def index(head, step, part, words, numbers):  # type: ignore[no-untyped-def]
+                b, row, column = layout.read(words[step])[:3]
+                if by_key:
+                    return place(b, head * t.parts + part, head, column, row)
+                return place(b, head, jax.lax.div(head, t.parts), row, column)
+
+            return pl.BlockSpec(shape, index)
+
+        h = x.q.shape[-1]
+        kinds = {
+            "q": spec((None, t.heads, t.bq, h), lambda b, n, k, i, j: (b, n, i, 0)),
+            "k": spec((None, None, t.bk, h), lambda b, n, k, i, j: (b, k, j, 0)),
+            "r": spec((None, t.heads, 1, t.bq), lambda b, n, k, i, j: (b, n, 0, i)),
+        }
+        arrays = Arrays(
+            *(kinds[kind] for kind in "qkk"),
+            None if x.q_ids is None else spec((None, 1, t.bq), lambda b, n, k, i, j: (b, 0, i)),
+            None if x.kv_ids is None else spec((None, 1, t.bk), lambda b, n, k, i, j: (b, 0, j)),
         )
-        dk_acc_ref[...] += _dot(d_scores.astype(q.dtype), q, (1, 0))
-        dv_acc_ref[...] += _dot(weights.astype(g.dtype), g, (1, 0))
-
-    @pl.when((head == pl.num_programs(3) - 1) & (i == tiling.q_blocks - 1))
-    def _():
-        dk_ref[...] = dk_acc_ref[...].astype(dk_ref.dtype)
-        dv_ref[...] = dv_acc_ref[...].astype(dv_ref.dtype)
-
-
-def _call(  # type: ignore[no-untyped-def]
-    kernel, x: Arrays, extra, grid, in_specs, out_specs, out_shape, scratch, reduced: int
-):
-    """Run a kernel whose last `reduced` grid axes carry sums on from one step to the next."""
-    return pl.pallas_call(
-        kernel,
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
-            grid=grid,
-            in_specs=in_specs,
-            out_specs=out_specs,
-            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
-        ),
-        out_shape=out_shape,
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",) * 3 + ("arbitrary",) * reduced
-        ),
-        interpret=interpreted(),
-    )(*x, *extra)
+        kv_heads = x.k.shape[1]
+        grid = (kv_heads, count, t.parts) if by_key else (kv_heads * t.parts, count, 1)
+        return pl.pallas_call(
+            partial(kernel, self.o, t, layout),
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=2,
+                grid=grid,
+                in_specs=[arrays, *(kinds[kind] for kind in "qrr"[: len(extra)])],
+                out_specs=[kinds[kind] for kind in out_kinds],
+                scratch_shapes=scratch,
+            ),
+            out_shape=out_shape,
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+                vmem_limit_bytes=VMEM_BYTES,
+            ),
+            interpret=interpreted(),
+        )(words, self.numbers, x, *extra)
 
 
-def _specs_by_query(x: Arrays, tiling: Tiling, o: Options) -> tuple[list[Any], Any, Any]:
-    """Return the specs of q, k, v and ids, and those of a [.., T, H] and a [.., 1, T] array.
-
-    The grid is (B, N, query block, key block). A key block that is not seen is not fetched either:
-    its step names the nearest block that is.
-    """
-    bq, bk = tiling.bq, tiling.bk
-    h = x.q.shape[-1]
-    groups = x.q.shape[1] // x.k.shape[1]
-
-    def seen(i, j, window):  # type: ignore[no-untyped-def]
-        first, last = tiling.keys_seen(i, window[0], o.causal)
-        return jnp.clip(j, first, jnp.maximum(first, last))
-
-    query = pl.BlockSpec((None, None, bq, h), lambda b, n, i, j, w: (b, n, i, 0))
-    row = pl.BlockSpec((None, None, 1, bq), lambda b, n, i, j, w: (b, n, 0, i))
-    key = pl.BlockSpec(
-        (None, None, bk, h), lambda b, n, i, j, w: (b, n // groups, seen(i, j, w), 0)
-    )
-    q_ids = pl.BlockSpec((None, 1, bq), lambda b, n, i, j, w: (b, 0, i))
-    kv_ids = pl.BlockSpec((None, bk, 1), lambda b, n, i, j, w: (b, seen(i, j, w), 0))
-    return [query, key, key, q_ids, kv_ids], query, row
+def _filled(x: jax.Array, block: int, value: int = 0) -> jax.Array:
+    """Return x with its axis 1 filled up to whole blocks."""
+    room = ((0, 0), (0, -x.shape[1] % block)) + ((0, 0),) * (x.ndim - 2)
+    return jnp.pad(x, room, constant_values=value)
 
 
-def _specs_by_key(x: Arrays, tiling: Tiling, o: Options) -> tuple[list[Any], Any, Any]:
-    """As `_specs_by_query` for the grid (B, K, key block, head of the group, query block)."""
-    bq, bk = tiling.bq, tiling.bk
-    h = x.q.shape[-1]
-    groups = x.q.shape[1] // x.k.shape[1]
-
-    def seen(j, i, window):  # type: ignore[no-untyped-def]
-        first, last = tiling.queries_seeing(j, window[0], o.causal)
-        return jnp.clip(i, first, jnp.maximum(first, last))
-
-    query = pl.BlockSpec(
-        (None, None, bq, h), lambda b, k, j, g, i, w: (b, k * groups + g, seen(j, i, w), 0)
-    )
-    row = pl.BlockSpec(
-        (None, None, 1, bq), lambda b, k, j, g, i, w: (b, k * groups + g, 0, seen(j, i, w))
-    )
-    key = pl.BlockSpec((None, None, bk, h), lambda b, k, j, g, i, w: (b, k, j, 0))
-    q_ids = pl.BlockSpec((None, 1, bq), lambda b, k, j, g, i, w: (b, 0, seen(j, i, w)))
-    kv_ids = pl.BlockSpec((None, bk, 1), lambda b, k, j, g, i, w: (b, j, 0))
-    return [query, key, key, q_ids, kv_ids], query, row
+def _heads_first(x: jax.Array, block: int) -> jax.Array:
+    return jnp.swapaxes(_filled(x, block), 1, 2)
 
 
-def refuses(target: Target, o: Options, x: Inputs) -> str | None:
-    """Return why this backend cannot compute the call, or None."""
-    if x.q_offset is not None or x.kv_offset is not None:
-        return "it has no offsets yet"
-    return None
-
-
-def _arrays(x: Inputs) -> Arrays:
-    b = x.q.shape[0]
-
-    def whole_blocks(a: jax.Array) -> jax.Array:
-        room = -a.shape[1] % BLOCKS[-1]
-        return jnp.pad(a, ((0, 0), (0, room)) + ((0, 0),) * (a.ndim - 2))
-
+def _call(o: Options, x: Inputs) -> Call:
+    t = Tiling.of(x)
     q_ids, kv_ids = x.q_ids, x.kv_ids
-    if q_ids is None or kv_ids is None:
-        q_ids, kv_ids = (jnp.ones((b, a.shape[1]), jnp.int32) for a in (x.q, x.k))
-    window = LONGEST_WINDOW if x.window is None else x.window
-    return Arrays(
-        jnp.reshape(jnp.asarray(window, jnp.int32), (1,)),
-        *(jnp.swapaxes(whole_blocks(a), 1, 2) for a in (x.q, x.k, x.v)),
-        whole_blocks(q_ids)[:, None, :],
-        whole_blocks(kv_ids)[:, :, None],
+    if q_ids is None and x.k.shape[1] % t.bk:
+        # Keys that only fill a block are told from the others by their segment.
+        q_ids, kv_ids = (jnp.ones(a.shape[:2], jnp.int32) for a in (x.q, x.k))
+    if q_ids is not None and kv_ids is not None:
+        q_ids = _filled(jnp.where(q_ids > 0, q_ids, -1), t.bq, -1)[:, None]
+        kv_ids = _filled(kv_ids, t.bk)[:, None]
+    q, k, v = _heads_first(x.q, t.bq), _heads_first(x.k, t.bk), _heads_first(x.v, t.bk)
+    q_offset, kv_offset, window = (
+        jnp.zeros((), jnp.int32) if a is None else a for a in (x.q_offset, x.kv_offset, x.window)
     )
+    numbers = jnp.stack([q_offset - kv_offset, window])
+    return Call(o, t, Arrays(q, k, v, q_ids, kv_ids), numbers, *visible_blocks(o, x, t.bq, t.bk))
 
 
 def forward(o: Options, x: Inputs) -> tuple[jax.Array, jax.Array]:
     """Return the output and the log-sum-exp; see `flash.flash`."""
-    length = x.q.shape[1]
-    arrays = _arrays(x)
-    tiling = _tiling(arrays)
-    b, n, t, h = arrays.q.shape
-    in_specs, query, row = _specs_by_query(arrays, tiling, o)
-    out, lse = _call(
-        partial(_forward, o, tiling),
-        arrays,
+    call = _call(o, x)
+    t, (b, n, length, h) = call.t, call.x.q.shape
+    out, lse = call.run(
+        _forward,
         (),
-        grid=(b, n, tiling.q_blocks, tiling.kv_blocks),
-        in_specs=in_specs,
-        out_specs=[query, row],
+        out_kinds="qr",
         out_shape=[
-            jax.ShapeDtypeStruct(arrays.q.shape, x.q.dtype),
-            jax.ShapeDtypeStruct((b, n, 1, t), jnp.float32),
+            jax.ShapeDtypeStruct(call.x.q.shape, x.q.dtype),
+            jax.ShapeDtypeStruct((b, n, 1, length), jnp.float32),
         ],
-        scratch=[(h, tiling.bq), (1, tiling.bq), (1, tiling.bq)],
-        reduced=1,
+        scratch=[
+            pltpu.VMEM((t.heads, t.bq, h), jnp.float32),
+            pltpu.VMEM((t.heads, t.bq, LANES), jnp.float32),
+            pltpu.VMEM((t.heads, t.bq, LANES), jnp.float32),
+            pltpu.VMEM((t.bq, LANES), jnp.int32),
+        ],
     )
-    return jnp.swapaxes(out, 1, 2)[:, :length], lse[:, :, 0, :length]
+    rows = x.q.shape[1]
+    return jnp.swapaxes(out, 1, 2)[:, :rows], lse[:, :, 0, :rows]
 
 
 def backward(
-    o: Options, inputs: Inputs, lse: jax.Array, delta: jax.Array, g: jax.Array
+    o: Options, x: Inputs, lse: jax.Array, delta: jax.Array, g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the gradients to q, k and v; see `flash.flash`."""
-    x = _arrays(inputs)
-    tiling = _tiling(x)
-    b, n, t, h = x.q.shape
-    kv_heads = x.k.shape[1]
-    room = t - g.shape[1]
-    g = jnp.swapaxes(jnp.pad(g, ((0, 0), (0, room), (0, 0), (0, 0))), 1, 2)
-    lse, delta = (jnp.pad(a, ((0, 0), (0, 0), (0, room)))[:, :, None] for a in (lse, delta))
-    in_specs, query, row = _specs_by_query(x, tiling, o)
-    dq = _call(
-        partial(_backward_q, o, tiling),
-        x,
-        (g, lse, delta),
-        grid=(b, n, tiling.q_blocks, tiling.kv_blocks),
-        in_specs=[*in_specs, query, row, row],
-        out_specs=query,
-        out_shape=jax.ShapeDtypeStruct(x.q.shape, x.q.dtype),
-        scratch=[(tiling.bq, h)],
-        reduced=1,
+    call = _call(o, x)
+    t, h = call.t, call.x.q.shape[-1]
+    # Where nothing is seen every score is MASKED, and exp(MASKED - 0) is 0.
+    lse = jnp.where(lse > FLOOR, lse, 0.0)
+    room = ((0, 0), (0, 0), (0, call.x.q.shape[2] - lse.shape[2]))
+    extra = (_heads_first(g, t.bq), *(jnp.pad(a, room)[:, :, None] for a in (lse, delta)))
+    (dq,) = call.run(
+        _backward_q,
+        extra,
+        out_kinds="q",
+        out_shape=[jax.ShapeDtypeStruct(call.x.q.shape, x.q.dtype)],
+        scratch=[
+            pltpu.VMEM((t.heads, t.bq, h), jnp.float32),
+            pltpu.VMEM((t.heads, t.bq, LANES), jnp.float32),
+            pltpu.VMEM((t.heads, t.bq, LANES), jnp.float32),
+            pltpu.VMEM((t.bq, LANES), jnp.int32),
+        ],
     )
-    in_specs, query, row = _specs_by_key(x, tiling, o)
-    dk, dv = _call(
-        partial(_backward_kv, o, tiling),
-        x,
-        (g, lse, delta),
-        grid=(b, kv_heads, tiling.kv_blocks, n // kv_heads, tiling.q_blocks),
-        in_specs=[*in_specs, query, row, row],
-        out_specs=in_specs[1:3],
-        out_shape=[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x.k, x.v)],
-        scratch=[(tiling.bk, h)] * 2,
-        reduced=2,
+    dk, dv = call.run(
+        _backward_kv,
+        extra,
+        out_kinds="kk",
+        out_shape=[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in call.x[1:3]],
+        scratch=[
+            pltpu.VMEM((t.bk, h), jnp.float32),
+            pltpu.VMEM((t.bk, h), jnp.float32),
+            pltpu.VMEM((t.bk, LANES), jnp.int32),
+        ],
+        by_key=True,
     )
-    dq = jnp.swapaxes(dq, 1, 2)[:, : inputs.q.shape[1]]
-    dk, dv = (jnp.swapaxes(a, 1, 2)[:, : inputs.k.shape[1]] for a in (dk, dv))
-    return dq, dk, dv
+    dq, dk, dv = (jnp.swapaxes(a, 1, 2) for a in (dq, dk, dv))
+    return dq[:, : x.q.shape[1]], dk[:, : x.k.shape[1]], dv[:, : x.k.shape[1]]
+
+
+def refuses(target: Target, o: Options, x: Inputs) -> str | None:
+    """Return why the kernels cannot compute this on `target`, or None."""
+    dtypes = {a.dtype for a in x[:3]}
+    if len(dtypes) > 1 or not dtypes <= {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)}:
+        names = ", ".join(str(a.dtype) for a in x[:3])
+        return f"q, k and v are {names}, and it takes bfloat16 or float32, all alike"
+    return None
