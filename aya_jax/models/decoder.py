@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from aya_jax.models.config import DecoderConfig
 from aya_jax.models.layers import Norm, experts_mlp, gated_mlp
+from aya_jax.models.placement import placement
 from aya_jax.models.rotary import rope_angles, rotate
 from aya_jax.models.weights import constant, linear, normal
 from aya_kernels import attention, decode_attention
@@ -110,7 +111,8 @@ class Block(nn.Module):
         options: dict[str, Any] = {"softcap": c.attn_logit_softcapping, "scale": c.attention_scale}
         if cache is None:
             ids = (batch.segment_ids, batch.segment_ids)
-            out = attention(q, key, value, causal=True, segment_ids=ids, window=window, **options)
+            options |= {"window": window, "placement": placement()}
+            out = attention(q, key, value, causal=True, segment_ids=ids, **options)
             new_cache = Cache(key, value)
         else:
             out, new_cache = self._cached(q, key, value, cache, window, batch.positions, options)

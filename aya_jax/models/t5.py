@@ -20,6 +20,7 @@ from flax import linen as nn
 
 from aya_jax.models.decoder import Batch, Cache, Params, plain_batch
 from aya_jax.models.layers import Norm, gated_mlp
+from aya_jax.models.placement import placement
 from aya_jax.models.t5_config import T5Config
 from aya_jax.models.weights import contract, linear, normal
 from aya_kernels import attention
@@ -143,8 +144,8 @@ class CrossAttention(nn.Module):
         q = _heads(self, "q", x, c)
         if crossed is None:
             crossed = Cache(*(_heads(self, name, memory.hidden, c) for name in "kv"))
-        ids = (segment_ids, memory.segment_ids)
-        out = attention(q, *crossed, causal=False, segment_ids=ids, scale=1.0)
+        ids, place = (segment_ids, memory.segment_ids), placement()
+        out = attention(q, *crossed, causal=False, segment_ids=ids, scale=1.0, placement=place)
         return _out(self, out, c)
 
 

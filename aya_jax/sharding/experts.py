@@ -1,28 +1,14 @@
 """Experts over the devices of a mesh: each group of devices computes with the experts it holds."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from aya_jax.errors import AyaError
-from aya_jax.sharding.mesh import Rules, axes_of, batch_sharding, mesh_axes
-
-_PLACE: ContextVar[tuple[Mesh, Rules] | None] = ContextVar("place", default=None)
-
-
-@contextmanager
-def placed_on(mesh: Mesh, rules: Rules) -> Iterator[None]:
-    """Tell the layers that are traced inside where their arrays are."""
-    token = _PLACE.set((mesh, rules))
-    try:
-        yield
-    finally:
-        _PLACE.reset(token)
-
+from aya_jax.sharding.mesh import batch_sharding, mesh_axes
+from aya_jax.sharding.place import current_place
 
 def over_experts(
     compute: Callable[..., jax.Array],
@@ -45,14 +31,14 @@ def over_experts(
     Raises:
       AyaError: experts or their feed-forward axis are split over an axis that batches are.
     """
-    place = _PLACE.get()
-    if place is None or place[0].size == 1:
+    place = current_place()
+    if place is None:
         return compute(*tokens, *matrices, 0)
     mesh, rules = place
     kept = tuple(rule for rule in rules if rule[0] != "embed")
     specs = [mesh_axes(PartitionSpec(*names), kept) for names in axes]
     rows = batch_sharding(mesh, rules).spec
-    batch, experts, mlp = (axes_of(dict(rules)[name]) for name in ("batch", "experts", "mlp"))
+    batch, experts, mlp = (place.axes(name) for name in ("batch", "experts", "mlp"))
     used = tuple(sorted({*experts, *mlp}))
     shared = set(used) & set(batch)
     if shared:

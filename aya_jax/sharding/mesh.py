@@ -16,9 +16,11 @@ Rules = tuple[tuple[str, Any], ...]
 AXES = ("data", "fsdp", "tensor", "sequence", "expert")
 
 # Batches are split over both data axes; parameters over `fsdp` on their hidden axis, and over
-# `tensor` on heads, feed-forward and vocabulary, as in Megatron (arXiv 1909.08053).
+# `tensor` on heads, feed-forward and vocabulary, as in Megatron (arXiv 1909.08053); attention over
+# `sequence` is in parts of the length, which go round a ring (arXiv 2310.01889).
 DEFAULT_RULES: dict[str, Any] = {
     "batch": ("data", "fsdp"),
+    "length": "sequence",
     "embed": "fsdp",
     "heads": "tensor",
     "kv": "tensor",

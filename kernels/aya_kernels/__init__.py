@@ -9,8 +9,10 @@ from aya_kernels.backends import Target, current_target, target
 from aya_kernels.decode_attention.api import decode_attention
 from aya_kernels.explain import explain
 from aya_kernels.linear_logprob.api import linear_logprob
+from aya_kernels.placement import Placement
 
 __all__ = [
+    "Placement",
     "Target",
     "attention",
     "current_target",

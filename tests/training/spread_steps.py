@@ -1,6 +1,6 @@
 """Run by test_step: three steps on one device and on others; prints how far they are apart.
 
-The argument is a JSON list of (objective, sizes of data, fsdp, tensor and expert, micro-batches).
+The argument is a JSON list of (objective, sizes of the mesh axes in the order of AXES, micro-batches).
 """
 
 import json
@@ -84,7 +84,7 @@ def pairs(rng):
 def run(name, shape, accumulate):
     objective, *lora = ADAPTED.get(name) or (OBJECTIVES[name],)
     count = int(np.prod(shape))
-    mesh = Mesh(np.asarray(jax.devices()[:count]).reshape(*shape[:3], 1, shape[3]), AXES)
+    mesh = Mesh(np.asarray(jax.devices()[:count]).reshape(shape), AXES)
     program = train_program(
         objective, AdamW(weight_decay=0.1), mesh, logical_rules(), accumulate, *lora
     )
@@ -125,7 +125,7 @@ def farthest(ours, theirs):
 
 
 def main():
-    alone = {name: run(name, (1, 1, 1, 1), 1) for name in (*OBJECTIVES, *ADAPTED)}
+    alone = {name: run(name, (1, 1, 1, 1, 1), 1) for name in (*OBJECTIVES, *ADAPTED)}
     found = []
     for name, shape, accumulate in json.loads(sys.argv[1]):
         many = run(name, shape, accumulate)

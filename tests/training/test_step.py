@@ -128,18 +128,22 @@ def test_equal_arguments_share_one_program_and_it_is_compiled_once(config, param
     assert int(state.step) == 3 and program.step._cache_size() == 1
 
 
-# Sizes of (data, fsdp, tensor, expert), micro-batches, and on the first device: the most of the state, rows.
+# Sizes of (data, fsdp, tensor, sequence, expert), micro-batches, and on the first device: the most of the state, rows.
 MESHES = {
-    "data": ((8, 1, 1, 1), 1, 1.0, 1),
-    "fsdp": ((1, 8, 1, 1), 1, 0.3, 1),
-    "tensor": ((1, 1, 2, 1), 1, 0.7, 8),
-    "all": ((2, 2, 2, 1), 1, 0.5, 2),
-    "accumulated": ((4, 2, 1, 1), 2, 0.7, 1),
-    "expert": ((1, 1, 1, 4), 1, 0.6, 8),
-    "expert and all": ((1, 2, 2, 2), 2, 0.21, 4),
+    "data": ((8, 1, 1, 1, 1), 1, 1.0, 1),
+    "fsdp": ((1, 8, 1, 1, 1), 1, 0.3, 1),
+    "tensor": ((1, 1, 2, 1, 1), 1, 0.7, 8),
+    "all": ((2, 2, 2, 1, 1), 1, 0.5, 2),
+    "accumulated": ((4, 2, 1, 1, 1), 2, 0.7, 1),
+    "sequence": ((1, 1, 1, 4, 1), 1, 1.0, 8),
+    "sequence and all": ((1, 2, 2, 2, 1), 2, 0.4, 4),
+    "expert": ((1, 1, 1, 1, 4), 1, 0.6, 8),
+    "expert and all": ((1, 2, 2, 1, 2), 2, 0.21, 4),
 }
 SPREAD = [
     *(("sft", mesh) for mesh in ("data", "fsdp", "tensor", "all", "accumulated")),
+    *((objective, "sequence and all") for objective in ("sft", "experts", "dpo")),
+    ("sft", "sequence"),
     *(("experts", mesh) for mesh in ("fsdp", "expert", "expert and all")),
     *((objective, mesh) for objective in ("dpo", "reward") for mesh in ("tensor", "all")),
     ("lora", "all"),
@@ -152,7 +156,7 @@ def spread():
     """What three steps on virtual devices made, set against one device's."""
     flags = (
         "--xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false "
-        "--xla_backend_optimization_level=0"  # twelve programs are compiled and run for a moment
+        "--xla_backend_optimization_level=0"  # sixteen programs are compiled and run for a moment
     )
     jobs = [(objective, *MESHES[mesh][:2]) for objective, mesh in SPREAD]
     done = subprocess.run(

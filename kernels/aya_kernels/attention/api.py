@@ -94,9 +94,12 @@ def attention(
     )
     chosen = explain_choice("attention", BACKENDS, backend, o, x).chosen
     run = BACKENDS[chosen].run
-    if placement is not None and chosen in PASSES and placement.mesh.size > 1:
-        if BACKENDS[chosen].platform or placement.parts(placement.sequence) > 1:
-            run = on_mesh(*PASSES[chosen], placement)
+    # What is no kernel the compiler can split by itself, but it would gather a sequence in parts.
+    by_hand = BACKENDS[chosen].platform is not None or (
+        placement is not None and placement.parts(placement.sequence) > 1
+    )
+    if by_hand and placement is not None and placement.mesh.size > 1 and chosen in PASSES:
+        run = on_mesh(*PASSES[chosen], placement)
     out, lse = run(o, x)
     return (out, lse) if return_lse else out
 
