@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import aya_kernels
 
-BACKENDS = ["reference", "xla"]
+BACKENDS = ["reference", "xla", "mosaic_tpu"]
 # More than one chunk of columns, and no multiple of any.
 MANY = 10_001
 

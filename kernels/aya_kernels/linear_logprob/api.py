@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from aya_kernels.backends import Backend, choose
-from aya_kernels.linear_logprob import reference, xla
+from aya_kernels.linear_logprob import mosaic_tpu, reference, xla
 from aya_kernels.linear_logprob.inputs import Inputs, Options, Statistics
 from aya_kernels.linear_logprob.streamed import streamed
 
 # In order of preference.
 BACKENDS = {
+    "mosaic_tpu": Backend(streamed(mosaic_tpu.forward), "tpu", mosaic_tpu.refuses),
     "xla": Backend(streamed(xla.forward)),
     "reference": Backend(reference.reference_linear_logprob, refuses=reference.refuses),
 }
