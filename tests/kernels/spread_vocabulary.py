@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from aya_kernels.linear_logprob import tokens
+from aya_kernels.linear_logprob import chunks, tokens
 from aya_kernels.linear_logprob.api import linear_statistics
 
 T, V, D = 12, 64, 8
@@ -38,7 +38,9 @@ def loss(call, coefficients, hidden, weight, scale, targets, mask):
 
 
 def main():
-    tokens.SMALL = 0
+    # Small enough that masked tokens are moved and left out.
+    tokens.SMALL, tokens.SHORT_BLOCK = 0, 2
+    chunks.SHORT_BLOCK, chunks.LONG_BLOCK = 2, 4
     mesh = jax.make_mesh(
         (2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3
     )

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 from aya_kernels.backends import Backend, choose
 from aya_kernels.linear_logprob import mosaic_tpu, reference, xla
 from aya_kernels.linear_logprob.inputs import Inputs, Options, Statistics
+from aya_kernels.linear_logprob.placed import on_mesh, over_tokens
 from aya_kernels.linear_logprob.streamed import streamed
+from aya_kernels.placement import Placement
 
 # In order of preference.
 BACKENDS = {
@@ -27,6 +29,7 @@ def linear_logprob(
     softcap: float | None = None,
     mask: jax.Array | None = None,
     axis_name: Axes = None,
+    placement: Placement | None = None,
     backend: str | None = None,
 ) -> jax.Array:
     """Log-probability of each target under `softmax(softcap(scale * hidden @ weight.T))`.
@@ -34,9 +37,9 @@ def linear_logprob(
     The logits [T, V] are never made, forward or backward (but by the backend `reference`).
 
     Args:
-      hidden: [T, D].
+      hidden: [T, D], or any shape [..., D].
       weight: [V, D], the output (or tied input) embeddings.
-      targets: int32 [T], in [0, V); anything where the mask is False.
+      targets: int32 [T] (or [...]), in [0, V); anything where the mask is False.
       scale: of the logits (Cohere's `logit_scale`); may be traced.
       softcap: `softcap * tanh(logit / softcap)` (Gemma 2, arXiv 2408.00118, section 2).
       mask: bool [T]; where False the result and its gradients are 0, and nothing is computed (but in
@@ -44,10 +47,12 @@ def linear_logprob(
       axis_name: inside `jax.shard_map`, the mesh axis or axes over which the rows of the weight are
         split, in their order. `weight` is then this device's rows and V all of them; the other
         arrays are the same on all of its devices, and so is the result.
+      placement: how the arrays lie on a mesh, outside of `jax.shard_map`: then hidden is [B, L, D], and
+        each device computes its tokens with its rows of the vocabulary.
       backend: by name (`aya_kernels.explain` lists them), or the best for the chip if absent.
 
     Returns:
-      float32 [T]. It can be differentiated by hidden, weight and scale; the gradients have their
+      float32 [T] (or [...]). It can be differentiated by hidden, weight and scale; the gradients have their
       dtypes.
 
     Raises:
@@ -61,6 +66,7 @@ def linear_logprob(
         softcap=softcap,
         mask=mask,
         axis_name=axis_name,
+        placement=placement,
         backend=backend,
     ).logp
 
@@ -76,6 +82,7 @@ def linear_statistics(
     axis_name: Axes = None,
     entropy: bool = False,
     argmax: bool = False,
+    placement: Placement | None = None,
     backend: str | None = None,
 ) -> Statistics:
     """What one pass over the vocabulary tells of each token; arguments and errors as `linear_logprob`.
@@ -100,7 +107,10 @@ def linear_statistics(
         entropy=entropy,
         argmax=argmax,
     )
-    return choose("linear_logprob", BACKENDS, backend, o, x)(o, x)
+    run = choose("linear_logprob", BACKENDS, backend, o, x)
+    if placement is not None and placement.mesh.size > 1:
+        return on_mesh(run, placement)(o, x)
+    return over_tokens(run)(o, x)
 
 
 def request(
@@ -117,9 +127,9 @@ def request(
 ) -> tuple[Options, Inputs]:
     """Return what a backend takes, checked; arguments and errors as in `linear_statistics`."""
     if (
-        (hidden.ndim, weight.ndim) != (2, 2)
-        or hidden.shape[1] != weight.shape[1]
-        or hidden.shape[:1] != targets.shape
+        weight.ndim != 2
+        or hidden.shape[-1:] != weight.shape[1:]
+        or hidden.shape[:-1] != targets.shape
     ):
         raise ValueError(
             f"linear_logprob: hidden {hidden.shape}, weight {weight.shape} and targets "

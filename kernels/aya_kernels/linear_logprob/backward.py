@@ -19,56 +19,70 @@ chunk, and is written once, in the dtype of the weight, with no float32 copy [V,
 import jax
 import jax.numpy as jnp
 
-from aya_kernels.linear_logprob.chunks import Chunk, chunks, first, over_counted, padded
+from aya_kernels.linear_logprob.chunks import Chunk, block_of, chunks, cut, over_blocks, put
 from aya_kernels.linear_logprob.inputs import Inputs, Options, Sums
 
-Gradients = tuple[jax.Array, jax.Array, jax.Array]
+Pair = tuple[jax.Array, jax.Array]
 
 
-def backward(o: Options, x: Inputs, top: jax.Array, g: Sums) -> Gradients:
+def backward(
+    o: Options, x: Inputs, top: jax.Array, g: Sums
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the gradients to hidden, weight and scale.
 
     Args:
       o, x: as of the forward pass.
-      top: float32 [T], its maxima, finite; greater than all scores for tokens that do not count.
-      g: the gradients to its total, picked and moment, 0 for tokens that do not count.
+      top: float32 [T], its maxima; for tokens from `x.count` on a number that no score reaches.
+      g: the gradients to its total, picked and moment, 0 for tokens from `x.count` on.
     """
-    tokens = x.targets.shape[0]
+    count, size = chunks(x)
 
-    def compute(size: int) -> Gradients:
-        part = jax.tree.map(lambda a: a[:size], g._replace(top=top, best=None))
-        d_hidden, d_weight, d_scale = _gradients(o, first(x, size), part, tokens)
-        return padded(d_hidden, tokens), d_weight, d_scale
-
-    return over_counted(x, compute)
-
-
-def _gradients(o: Options, x: Inputs, g: Sums, tokens: int) -> Gradients:
-    """As `backward` for tokens that are all computed; the place of `g.top` holds the maxima."""
-    count, size = chunks(tokens, x.weight.shape[0])
-    top, g_total, g_picked = (a[:, None] for a in (g.top, g.total, g.picked))
-
-    def body(
-        carry: tuple[jax.Array, jax.Array], index: jax.Array
-    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+    def body(carry: Pair, index: jax.Array) -> tuple[Pair, None]:
         d_hidden, d_weight = carry
         chunk = Chunk(x.weight, index, size)
-        scores, slope = chunk.scores(o, x)
-        below = scores - top
-        slant = g_total if g.moment is None else g_total + g.moment[:, None] * (1.0 + below)
-        hit = x.targets[:, None] == chunk.columns
-        d_scores = (jnp.exp(below) * slant + jnp.where(hit, g_picked, 0.0)) * slope
-        d_scores = jnp.where(chunk.fresh, d_scores, 0.0).astype(x.hidden.dtype)
-        d_hidden = d_hidden + jnp.dot(d_scores, chunk.rows, preferred_element_type=jnp.float32)
-        d_rows = jnp.einsum("tc,td->cd", d_scores, x.hidden, preferred_element_type=jnp.float32)
+
+        def step(start: int | jax.Array, tokens: int, carry: Pair) -> Pair:
+            d_hidden, d_rows = carry
+            block = block_of(x, start, tokens)
+            block_top, *block_g = (
+                None if a is None else cut(a, start, tokens)[:, None]
+                for a in (top, g.total, g.picked, g.moment)
+            )
+            d_scores = _d_scores(o, block, chunk, block_top, *block_g)
+            d_block = jnp.dot(d_scores, chunk.rows, preferred_element_type=jnp.float32)
+            d_rows = d_rows + jnp.einsum(
+                "tc,td->cd", d_scores, block.hidden, preferred_element_type=jnp.float32
+            )
+            return put(d_hidden, cut(d_hidden, start, tokens) + d_block, start), d_rows
+
+        start = (d_hidden, jnp.zeros_like(chunk.rows, jnp.float32))
+        d_hidden, d_rows = over_blocks(x, step, start)
         # Each row is added to once (a shared row gets a zero the second time), so the dtype of the
         # weight loses nothing.
         old = jax.lax.dynamic_slice_in_dim(d_weight, chunk.start, size)
         new = old + (x.scale * d_rows).astype(d_weight.dtype)
-        return (d_hidden, jax.lax.dynamic_update_slice_in_dim(d_weight, new, chunk.start, 0)), None
+        return (d_hidden, put(d_weight, new, chunk.start)), None
 
     start = (jnp.zeros_like(x.hidden, jnp.float32), jnp.zeros_like(x.weight))
     (d_hidden, d_weight), _ = jax.lax.scan(body, start, jnp.arange(count))
     # Without the factor `scale` as yet, its product with hidden is the gradient to the scale.
     d_scale = (d_hidden * x.hidden).sum()
     return (x.scale * d_hidden).astype(x.hidden.dtype), d_weight, d_scale
+
+
+def _d_scores(
+    o: Options,
+    x: Inputs,
+    chunk: Chunk,
+    top: jax.Array,
+    g_total: jax.Array,
+    g_picked: jax.Array,
+    g_moment: jax.Array | None,
+) -> jax.Array:
+    """Return the gradient [T, C] to a chunk's products, less the factor `scale`; the rest is [T, 1]."""
+    scores, slope = chunk.scores(o, x)
+    below = scores - top
+    slant = g_total if g_moment is None else g_total + g_moment * (1.0 + below)
+    hit = x.targets[:, None] == chunk.columns
+    d_scores = (jnp.exp(below) * slant + jnp.where(hit, g_picked, 0.0)) * slope
+    return jnp.where(chunk.fresh, d_scores, 0.0).astype(x.hidden.dtype)

@@ -1,7 +1,7 @@
-"""The scores in chunks: some columns of the vocabulary, for the tokens that count."""
+"""The scores in pieces: some columns of the vocabulary for a block of the tokens that count."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,19 @@ MOST_COLUMNS = 4096
 LEAST_COLUMNS = 1024
 # With many tokens fewer columns, so that a chunk of float32 logits stays near 128 MiB.
 CHUNK_ELEMENTS = 1 << 25
-# How finely the number of tokens that count is rounded up.
-PARTS = 8
+# Where only the first tokens count they come in blocks: long ones, then short ones for the rest. A
+# long block uses the matrix units better, a short one computes fewer tokens that do not count.
+LONG_BLOCK = 4096
+SHORT_BLOCK = 1024
+
+Carry = TypeVar("Carry")
 
 
-def chunks(tokens: int, vocabulary: int) -> tuple[int, int]:
-    """Return the number of chunks and their columns, at most `vocabulary`, as even as can be."""
+def chunks(x: Inputs) -> tuple[int, int]:
+    """Return the number of chunks and their columns, at most V, as even as can be."""
+    vocabulary, tokens = x.weight.shape[0], x.targets.shape[0]
+    if x.count is not None:
+        tokens = min(tokens, LONG_BLOCK)
     most = min(max(CHUNK_ELEMENTS // max(tokens, 1), LEAST_COLUMNS), MOST_COLUMNS)
     if vocabulary <= most:
         return 1, vocabulary
@@ -49,30 +56,47 @@ class Chunk:
         return o.softcap * squashed, 1.0 - squashed * squashed
 
 
-def over_counted(x: Inputs, compute: Callable[[int], Any]) -> Any:
-    """Return `compute(size)` for a size that holds the tokens that count, T or eighths of it.
+def over_blocks(
+    x: Inputs, step: Callable[[int | jax.Array, int, Carry], Carry], carry: Carry
+) -> Carry:
+    """Return the carry after `step(first token, tokens, carry)` of each block with tokens that count.
 
-    A loop over blocks of tokens would follow their number more closely, but each block would read and
-    write the float32 gradient of the weight's chunk again, and on some chips that is as slow as the
-    products are.
+    Without `x.count` all tokens are one block.
     """
     tokens = x.targets.shape[0]
-    part = -(-tokens // (PARTS * 128)) * 128
-    sizes = [*range(part, tokens, part), tokens]
-    if x.count is None or len(sizes) == 1:
-        return compute(tokens)
-    index = jnp.clip((x.count + part - 1) // part - 1, 0, len(sizes) - 1)
-    return jax.lax.switch(index, [lambda size=size: compute(size) for size in sizes])
+    if x.count is None:
+        return step(0, tokens, carry)
+    done = jnp.zeros_like(x.count)
+    if tokens >= LONG_BLOCK:
+        # What would take as many short blocks as make a long one is a long one.
+        long_blocks = jax.lax.div(x.count + (SHORT_BLOCK - 1), LONG_BLOCK)
+        carry = jax.lax.fori_loop(
+            0, long_blocks, lambda i, carry: step(i * LONG_BLOCK, LONG_BLOCK, carry), carry
+        )
+        done = long_blocks * LONG_BLOCK
+    left = jnp.maximum(x.count - done, 0)
+    return jax.lax.fori_loop(
+        0,
+        jax.lax.div(left + (SHORT_BLOCK - 1), SHORT_BLOCK),
+        lambda i, carry: step(done + i * SHORT_BLOCK, SHORT_BLOCK, carry),
+        carry,
+    )
 
 
-def padded(array: jax.Array, tokens: int) -> jax.Array:
-    """Return the array with zeros appended to its first axis, up to `tokens`."""
-    room = [(0, tokens - array.shape[0])] + [(0, 0)] * (array.ndim - 1)
-    return jnp.pad(array, room)
+def cut(array: jax.Array, start: int | jax.Array, size: int) -> jax.Array:
+    """Return `size` entries of the first axis from `start` on."""
+    return array if size == array.shape[0] else jax.lax.dynamic_slice_in_dim(array, start, size)
 
 
-def first(x: Inputs, size: int) -> Inputs:
-    """Return the inputs of the first `size` tokens."""
-    if size == x.targets.shape[0]:
-        return x
-    return x._replace(hidden=x.hidden[:size], targets=x.targets[:size])
+def put(array: jax.Array, part: jax.Array, start: int | jax.Array) -> jax.Array:
+    """Return the array with `part` in its first axis from `start` on."""
+    if part.shape == array.shape:
+        return part
+    return jax.lax.dynamic_update_slice_in_dim(array, part, start, 0)
+
+
+def block_of(x: Inputs, start: int | jax.Array, size: int) -> Inputs:
+    """Return the inputs of the tokens of a block."""
+    return x._replace(
+        hidden=cut(x.hidden, start, size), targets=cut(x.targets, start, size), count=None
+    )

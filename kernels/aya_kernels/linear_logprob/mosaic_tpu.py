@@ -23,8 +23,9 @@ BLOCKS = (1024, 512, 256, 128)
 # At most so many bytes of hidden and of weight in a block; both are held twice, one being fetched.
 HIDDEN_BYTES = 16 << 20
 WEIGHT_BYTES = 4 << 20
-# Float32 tiles that the compiler may hold at once.
+# Room for the float32 tiles that the compiler holds at once, and for what else it needs.
 TILES = 8
+SPARE_BYTES = 4 << 20
 
 
 def _block(length: int, row_bytes: int, most_bytes: int) -> int:
@@ -130,7 +131,7 @@ def forward(o: Options, x: Inputs) -> Sums:
         ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"),
-            vmem_limit_bytes=2 * (bt + bv) * row_bytes + TILES * bt * bv * 4,
+            vmem_limit_bytes=2 * (bt + bv) * row_bytes + TILES * bt * bv * 4 + SPARE_BYTES,
         ),
         interpret=interpreted(),
     )(x.scale.reshape(1, 1), x.hidden, x.targets[None], x.weight)

@@ -5,55 +5,64 @@ from collections.abc import Callable
 import jax
 from jax.sharding import PartitionSpec
 
+from aya_kernels.linear_logprob.inputs import Inputs, Options, Statistics
 from aya_kernels.placement import Placement
 
-Compute = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+Run = Callable[[Options, Inputs], Statistics]
 
 
-def on_mesh(compute: Compute, place: Placement) -> Compute:
-    """Return `compute(hidden, weight, targets, mask, scale)` over arrays that are split over a mesh.
+def on_mesh(run: Run, place: Placement) -> Run:
+    """Return a backend over arrays that are split over a mesh: tokens are [B, L] and hidden [B, L, D].
 
     Args:
-      compute: of hidden [T, D], weight [V, D], targets [T], mask [T] and scale [] to float32 [T],
-        where the weight is what a device has of its rows.
+      run: a backend of arrays on one device.
       place: `batch` and `sequence` split the tokens, `vocabulary` the rows of the weight.
 
-    Returns:
-      A function of hidden [B, L, D], weight [V, D], targets [B, L], mask [B, L] and scale [] to
-      float32 [B, L].
-
     Raises:
-      ValueError: rows, places or the vocabulary do not divide into the parts of the mesh.
+      ValueError: rows, places or words do not divide into the parts of the mesh.
     """
-    tokens = PartitionSpec(place.batch, place.sequence)
 
-    def local(
-        hidden: jax.Array, weight: jax.Array, targets: jax.Array, mask: jax.Array, scale: jax.Array
-    ) -> jax.Array:
-        rows = hidden.reshape(-1, hidden.shape[-1])
-        out = compute(rows, weight, targets.reshape(-1), mask.reshape(-1), scale)
-        return out.reshape(targets.shape)
-
-    def run(
-        hidden: jax.Array, weight: jax.Array, targets: jax.Array, mask: jax.Array, scale: jax.Array
-    ) -> jax.Array:
+    def spread(o: Options, x: Inputs) -> Statistics:
         for name, length, axes in (
-            ("rows", targets.shape[0], place.batch),
-            ("places", targets.shape[1], place.sequence),
-            ("words", weight.shape[0], place.vocabulary),
+            ("rows", x.targets.shape[0], place.batch),
+            ("places", x.targets.shape[1], place.sequence),
+            ("words", x.weight.shape[0], place.vocabulary),
         ):
             if length % place.parts(axes):
                 raise ValueError(
                     f"linear_logprob: {length} {name} do not divide into the {place.parts(axes)} parts "
                     f"of the mesh axes {axes}"
                 )
-        spread = jax.shard_map(
-            local,
+        tokens = PartitionSpec(place.batch, place.sequence)
+        specs = Inputs(
+            hidden=tokens,
+            weight=PartitionSpec(place.vocabulary),
+            targets=tokens,
+            scale=PartitionSpec(),
+            mask=None if x.mask is None else tokens,
+        )
+        o = o._replace(axes=place.vocabulary if place.parts(place.vocabulary) > 1 else ())
+        return jax.shard_map(
+            lambda x: over_tokens(run)(o, x),
             mesh=place.mesh,
-            in_specs=(tokens, PartitionSpec(place.vocabulary), tokens, tokens, PartitionSpec()),
+            in_specs=(specs,),
             out_specs=tokens,
             check_vma=False,
-        )
-        return spread(hidden, weight, targets, mask, scale)
+        )(x)
 
-    return run
+    return spread
+
+
+def over_tokens(run: Run) -> Run:
+    """Return a backend whose tokens have any shape [...], and hidden [..., D]."""
+
+    def reshaped(o: Options, x: Inputs) -> Statistics:
+        shape = x.targets.shape
+        flat = x._replace(
+            hidden=x.hidden.reshape(-1, x.hidden.shape[-1]),
+            targets=x.targets.reshape(-1),
+            mask=None if x.mask is None else x.mask.reshape(-1),
+        )
+        return jax.tree.map(lambda a: a.reshape(shape), run(o, flat))
+
+    return reshaped

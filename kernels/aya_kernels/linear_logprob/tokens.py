@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from aya_kernels.linear_logprob.chunks import SHORT_BLOCK
 from aya_kernels.linear_logprob.inputs import Inputs
 from aya_kernels.linear_logprob.shards import together
 
@@ -14,9 +15,10 @@ SMALL = 1 << 25
 
 @jax.custom_vjp
 def _moved(array: jax.Array, there: jax.Array, back: jax.Array) -> jax.Array:
-    """Return `array[there]`, where `back` is the inverse permutation.
+    """Return `array[there]`, where `back` says where each entry went.
 
-    Its gradient is a gather too, where that of an index would be a scatter.
+    Its gradient is a gather too, where that of an index would be a scatter. Entries that went to more
+    than one place have a gradient in that one only.
     """
     return array[there]
 
@@ -39,17 +41,19 @@ def masked_last(x: Inputs) -> tuple[Inputs, Callable[[jax.Array], jax.Array]]:
 
     Returns:
       The inputs, with `count` where tokens were moved; and a function that brings an array [T] of
-      the new order back to the old one.
+      the new order, all of whose other entries are 0, back to the old one.
     """
     tokens = x.targets.shape[0]
-    if x.mask is None or tokens * x.weight.shape[0] <= SMALL:
+    if x.mask is None or tokens <= SHORT_BLOCK or tokens * x.weight.shape[0] <= SMALL:
         return x, lambda array: array
     hidden, mask = together((x.hidden, x.mask))
     order = jnp.argsort(~mask, stable=True)
     counted = jnp.cumsum(mask, dtype=jnp.int32)
     count = counted[-1]
-    numbers = jnp.arange(tokens, dtype=jnp.int32)
-    place = jnp.where(mask, counted - 1, count + numbers - counted)
+    numbers = jnp.arange(tokens + -tokens % SHORT_BLOCK, dtype=jnp.int32)
+    place = jnp.where(mask, counted - 1, count + numbers[:tokens] - counted)
+    # The last block is whole: the first token once more, which does not count.
+    order = jnp.pad(order, (0, -tokens % SHORT_BLOCK))
     moved = x._replace(
         hidden=_moved(hidden, order, place),
         targets=x.targets[order],

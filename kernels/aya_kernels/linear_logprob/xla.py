@@ -6,22 +6,35 @@ A running maximum and sum of exponentials go over the chunks, so the logits [T, 
 import jax
 import jax.numpy as jnp
 
-from aya_kernels.linear_logprob.chunks import Chunk, chunks, first, over_counted, padded
+from aya_kernels.linear_logprob.chunks import Chunk, block_of, chunks, over_blocks, put
 from aya_kernels.linear_logprob.inputs import MASKED, Inputs, Options, Sums
 
 
 def forward(o: Options, x: Inputs) -> Sums:
     """Return the sums of each token; see `streamed.streamed`."""
-    tokens = x.targets.shape[0]
+    count, size = chunks(x)
 
-    def compute(size: int) -> Sums:
-        return jax.tree.map(lambda a: padded(a, tokens), _sums(o, first(x, size), tokens))
+    def step(start: int | jax.Array, tokens: int, carry: Sums) -> Sums:
+        block = _sums(o, block_of(x, start, tokens), count, size)
+        return jax.tree.map(lambda a, part: put(a, part, start), carry, block)
 
-    return over_counted(x, compute)
+    return over_blocks(x, step, _nothing(o, x))
 
 
-def _sums(o: Options, x: Inputs, tokens: int) -> Sums:
-    count, size = chunks(tokens, x.weight.shape[0])
+def _nothing(o: Options, x: Inputs) -> Sums:
+    """Return the sums over no rows."""
+    zeros = jnp.zeros_like(x.targets, jnp.float32)
+    return Sums(
+        top=zeros + MASKED,
+        total=zeros,
+        picked=zeros,
+        moment=zeros if o.entropy else None,
+        best=jnp.zeros_like(x.targets) if o.argmax else None,
+    )
+
+
+def _sums(o: Options, x: Inputs, count: int, size: int) -> Sums:
+    """Return the sums of a block of tokens over `count` chunks of `size` columns."""
 
     def body(carry: Sums, index: jax.Array) -> tuple[Sums, None]:
         chunk = Chunk(x.weight, index, size)
@@ -50,13 +63,5 @@ def _sums(o: Options, x: Inputs, tokens: int) -> Sums:
             best=best,
         ), None
 
-    zeros = jnp.zeros_like(x.targets)
-    start = Sums(
-        top=jnp.full_like(zeros, MASKED, jnp.float32),
-        total=zeros.astype(jnp.float32),
-        picked=zeros.astype(jnp.float32),
-        moment=zeros.astype(jnp.float32) if o.entropy else None,
-        best=zeros if o.argmax else None,
-    )
-    out, _ = jax.lax.scan(body, start, jnp.arange(count))
+    out, _ = jax.lax.scan(body, _nothing(o, x), jnp.arange(count))
     return out
