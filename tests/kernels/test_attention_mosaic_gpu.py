@@ -1,0 +1,202 @@
+"""The kernels for Hopper: interpreted against NumPy float64, and lowered for CUDA with no GPU."""
+
+import os
+
+# The interpreter blocks one thread for each warpgroup, which a pool as large as two cores cannot give.
+os.environ.setdefault("NPROC", "8")
+
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic.interpret import thread_map
+
+from aya_kernels.attention import mosaic_gpu
+from aya_kernels.attention.flash import flash
+from aya_kernels.attention.inputs import MASKED, Inputs, Options
+from aya_kernels.backends import Target, target
+
+attention = flash(mosaic_gpu.forward, mosaic_gpu.backward)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_once() -> Iterator[None]:
+    """The interpreter compiles a kernel again for each warpgroup of each block; once is enough."""
+    programs: dict[int, Any] = {}
+    lock = threading.Lock()
+
+    def run(jaxpr: Any, consts: Any, *args: Any) -> None:
+        def call(consts: Any, *args: Any) -> None:
+            jax.core.eval_jaxpr(jaxpr, consts, *args)
+
+        with lock:
+            if id(jaxpr) not in programs:
+                compiled = jax.jit(call).lower(consts, *args).compile()
+                programs[id(jaxpr)] = jaxpr, compiled
+        programs[id(jaxpr)][1](consts, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(thread_map, "_run_jaxpr", run)
+        yield
+
+
+class Case(NamedTuple):
+    """Sizes and options of a call; `ids` the segment ids of queries and of keys, from row 0 on."""
+
+    t: int
+    s: int
+    h: int
+    b: int = 1
+    n: int = 2
+    k: int = 1
+    causal: bool = True
+    softcap: float | None = None
+    window: int | None = None
+    offsets: tuple[int, int] | None = None
+    ids: Any = None
+    dtype: Any = jnp.bfloat16
+
+
+def documents(*lengths: int) -> list[int]:
+    """Return the segment ids of documents of these lengths; a length below 0 is padding."""
+    return [i + 1 if n > 0 else 0 for i, n in enumerate(lengths) for _ in range(abs(n))]
+
+
+CASES = {
+    # Tiles seen whole, in part and not at all; a window over several; padding at the end.
+    "packed": Case(300, 300, 64, window=140, ids=[documents(10, 130, 140, -20)] * 2),
+    "both ways": Case(
+        70, 150, 40, b=2, n=1, causal=False, softcap=2.0, window=60, offsets=(50, 7),
+        dtype=jnp.float16,
+    ),
+    # The first 100 queries are before every key.
+    "offsets": Case(140, 200, 128, offsets=(0, 100)),
+    "wide heads": Case(140, 140, 200, ids=[documents(-3, 137), documents(100, 40)]),
+}  # fmt: skip
+
+
+def definition(case: Case, q: Any, k: Any, v: Any, g: Any) -> tuple[np.ndarray, ...]:
+    """Return out, lse, and dq, dk, dv of `sum(g * out) + sum(lse)`, in float64."""
+    q, k, v, g = (np.asarray(a, np.float64) for a in (q, k, v, g))
+    groups = case.n // case.k
+    k, v = (np.repeat(a, groups, axis=2) for a in (k, v))
+    i, j = np.arange(case.t)[:, None], np.arange(case.s)
+    if case.offsets is not None:
+        i, j = i + case.offsets[0], j + case.offsets[1]
+    mask = (j <= i) if case.causal else np.ones((case.t, case.s), bool)
+    if case.window is not None:
+        mask &= abs(i - j) < case.window
+    if case.ids is not None:
+        a, c = (np.asarray(ids) for ids in case.ids)
+        mask &= (a[:, None] == c) & (a[:, None] > 0)
+    s = np.einsum("btnh,bsnh->bnts", q, k) * case.h**-0.5
+    slope = np.ones_like(s)
+    if case.softcap is not None:
+        s = case.softcap * np.tanh(s / case.softcap)
+        slope = 1 - (s / case.softcap) ** 2
+    weights = np.where(mask, np.exp(s), 0)
+    total = weights.sum(-1, keepdims=True)
+    lse = np.where(total > 0, np.log(np.where(total > 0, total, 1)), MASKED)[..., 0]
+    p = weights / np.where(total > 0, total, 1)
+    out = np.einsum("bnts,bsnh->btnh", p, v)
+    dp = np.einsum("btnh,bsnh->bnts", g, v)
+    ds = p * (dp - (dp * p).sum(-1, keepdims=True) + 1) * slope * case.h**-0.5
+    dq = np.einsum("bnts,bsnh->btnh", ds, k)
+    dk, dv = np.einsum("bnts,btnh->bsnh", ds, q), np.einsum("bnts,btnh->bsnh", p, g)
+    dk, dv = (a.reshape(case.b, case.s, case.k, groups, case.h).sum(3) for a in (dk, dv))
+    return out, lse, dq, dk, dv
+
+
+def request_of(case: Case, q: Any, k: Any, v: Any) -> tuple[Options, Inputs]:
+    ids: list[Any] = [None, None]
+    if case.ids is not None:
+        ids = [jnp.tile(jnp.asarray(a, jnp.int32), (case.b, 1)) for a in case.ids]
+    numbers = [
+        None if a is None else jnp.int32(a) for a in (case.window, *(case.offsets or (None,) * 2))
+    ]
+    return Options(case.causal, case.softcap, case.h**-0.5), Inputs(q, k, v, *ids, *numbers)
+
+
+@jax.jit(static_argnums=0)
+def run(o: Options, x: Inputs, g: jax.Array) -> tuple[jax.Array, ...]:
+    """Return out, lse, dq, dk, dv."""
+
+    def call(q: Any, k: Any, v: Any) -> Any:
+        return attention(o, x._replace(q=q, k=k, v=v))
+
+    (out, lse), pull = jax.vjp(call, *x[:3])
+    return out, lse, *pull((g, jnp.ones_like(lse)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_interpreted_agrees_with_the_definition(name: str) -> None:
+    case = CASES[name]
+    rng = np.random.default_rng(0)
+    query, key = (case.b, case.t, case.n, case.h), (case.b, case.s, case.k, case.h)
+    arrays = [jnp.asarray(rng.normal(size=size), case.dtype) for size in (query, key, key, query)]
+    o, x = request_of(case, *arrays[:3])
+    found = [np.asarray(a, np.float64) for a in run(o, x, arrays[3])]
+    truth = definition(case, *arrays)
+    # Scores, and so the log-sum-exp, are float32; the rest is rounded to 8 or 11 bits, once as p or
+    # ds and once as the result.
+    np.testing.assert_allclose(found[1], truth[1], rtol=1e-5, atol=1e-5)
+    step = float(jnp.finfo(case.dtype).eps)
+    for a, b in zip(found, truth, strict=True):
+        assert a.shape == b.shape
+        assert np.abs(a - b).max() < step * np.abs(b).max()
+        assert not a[b == 0].any()
+
+
+@pytest.mark.slow
+def test_what_is_not_visible_is_not_read() -> None:
+    """Two documents, each a tile of 128: nothing of the second reaches the first, not even NaN."""
+    rng = np.random.default_rng(0)
+    case = Case(256, 256, 64, n=1, causal=False, ids=[documents(128, 128)] * 2)
+    q, k, v, g = (jnp.asarray(rng.normal(size=(1, 256, 1, 64)), jnp.bfloat16) for _ in range(4))
+    k, v, q, g = (a.at[:, 128:].set(jnp.nan) for a in (k, v, q, g))
+    out, lse, *gradients = run(*request_of(case, q, k, v), g)
+    for a in (out, *gradients):
+        assert np.isfinite(np.asarray(a[:, :128], np.float32)).all()
+        assert np.isnan(np.asarray(a[:, 128:], np.float32)).all()
+    assert np.isfinite(lse[..., :128]).all()
+
+
+@pytest.mark.parametrize("h", [64, 128, 256])
+@pytest.mark.parametrize("every_option", [False, True])
+def test_lowered_for_cuda_with_no_gpu(h: int, every_option: bool) -> None:
+    """At the shapes of Aya 8B, 8,192 tokens."""
+
+    def number(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, jnp.int32) if every_option else None
+
+    def array(heads: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, 8192, heads, h), jnp.bfloat16)
+
+    ids = number(1, 8192), number(1, 8192)
+    x = Inputs(array(32), array(8), array(8), *ids, number(), number(), number())
+    o = Options(not every_option, 50.0 if every_option else None, h**-0.5)
+    with target("cuda", "NVIDIA H100", 9.0):
+        assert mosaic_gpu.refuses(Target("cuda", "NVIDIA H100", 9.0), o, x) is None
+        lowered = run.trace(o, x, array(32)).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("@mosaic_gpu") == 3
+
+
+def test_refuses_what_it_cannot_do() -> None:
+    def why(
+        h: int = 64, dtype: Any = jnp.bfloat16, scale: float = 1.0, capability: float = 9.0
+    ) -> str | None:
+        array = jax.ShapeDtypeStruct((1, 8, 1, h), dtype)
+        here = Target("cuda", "", capability)
+        return mosaic_gpu.refuses(here, Options(True, None, scale), Inputs(array, array, array))
+
+    assert why() is None
+    assert "Hopper" in str(why(capability=8.0))
+    assert "Hopper" in str(why(capability=10.0))
+    assert "float32" in str(why(dtype=jnp.float32))
+    assert "320" in str(why(h=320))
+    assert "scale" in str(why(scale=0.0))
