@@ -8,7 +8,7 @@ from aya_kernels.attention.api import attention
 from aya_kernels.backends import Target, current_target, target
 from aya_kernels.decode_attention.api import decode_attention
 from aya_kernels.explain import explain
-from aya_kernels.linear_logprob.api import linear_logprob
+from aya_kernels.linear_logprob.api import linear_logprob, linear_statistics
 from aya_kernels.placement import Placement
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "decode_attention",
     "explain",
     "linear_logprob",
+    "linear_statistics",
     "target",
 ]
