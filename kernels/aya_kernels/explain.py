@@ -5,10 +5,12 @@ from typing import Any
 
 from aya_kernels.attention import api as attention
 from aya_kernels.backends import Backend, Explanation, explain_choice
+from aya_kernels.decode_attention import api as decode_attention
 from aya_kernels.linear_logprob import api as linear_logprob
 
 OPERATIONS: dict[str, tuple[Mapping[str, Backend], Callable[..., Any]]] = {
     "attention": (attention.BACKENDS, attention.request),
+    "decode_attention": (decode_attention.BACKENDS, decode_attention.request),
     "linear_logprob": (linear_logprob.BACKENDS, linear_logprob.request),
 }
 

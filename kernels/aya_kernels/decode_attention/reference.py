@@ -1,33 +1,36 @@
-"""The definition of decode_attention: attention of one query over the filled part of a cache."""
+"""The definition of decode_attention: attention of a few queries over the filled part of a cache."""
 
 import jax
 import jax.numpy as jnp
 
+from aya_kernels.attention.inputs import MASKED
+from aya_kernels.decode_attention.inputs import Inputs, Options, Seen
 
-def reference_decode_attention(
-    q: jax.Array,
-    k_cache: jax.Array,
-    v_cache: jax.Array,
-    lengths: jax.Array,
-    *,
-    window: int | jax.Array | None,
-    softcap: float | None,
-    scale: float,
-) -> jax.Array:
-    """q [B, N, H]; caches [B, S, K, H]; row b sees slots lengths[b] - window .. lengths[b] - 1.
 
-    Returns [B, N, H] in the dtype of q; arguments as in `api.decode_attention`.
+def reference_decode_attention(o: Options, x: Inputs) -> tuple[jax.Array, jax.Array]:
+    """`softmax(softcap(scale * q k^T)) v` over the slots that are seen, and the log-sum-exp.
+
+    Returns [B, T, N, H] in the dtype of q and float32 [B, N, T], as `api.decode_attention` says.
     """
-    groups = q.shape[1] // k_cache.shape[2]
-    keys = jnp.repeat(k_cache.astype(jnp.float32), groups, axis=2)
-    values = jnp.repeat(v_cache.astype(jnp.float32), groups, axis=2)
-    scores = jnp.einsum("bnh,bsnh->bns", q.astype(jnp.float32), keys, precision="highest") * scale
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    slots = jnp.arange(keys.shape[1])
-    mask = slots < lengths[:, None]
-    if window is not None:
-        mask &= slots >= lengths[:, None] - window
-    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
-    weights = jnp.where(mask.any(-1)[:, None, None], weights, 0.0)
-    return jnp.einsum("bns,bsnh->bnh", weights, values, precision="highest").astype(q.dtype)
+    b, t, n, h = x.q.shape
+    keys, values = (
+        a
+        if x.page_table is None
+        else a.at[x.page_table].get(mode="clip").reshape(b, -1, *a.shape[2:])
+        for a in (x.k_cache, x.v_cache)
+    )
+    groups = n // keys.shape[2]
+    keys, values = (jnp.repeat(a.astype(jnp.float32), groups, axis=2) for a in (keys, values))
+    q = x.q.astype(jnp.float32)
+    scores = jnp.einsum("btnh,bsnh->bnts", q, keys, precision="highest") * o.scale
+    if o.softcap is not None:
+        scores = o.softcap * jnp.tanh(scores / o.softcap)
+    mask = Seen.of(x).mask(t, jnp.arange(x.slots))
+    # What is not seen may be anything, and nothing times anything is not always nothing.
+    values = jnp.where(mask.any(1)[..., None, None], values, 0.0)
+    mask = mask[:, None]
+    scores = jnp.where(mask, scores, MASKED)
+    weights = jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0.0)
+    lse = jnp.where(mask.any(-1), jax.nn.logsumexp(scores, axis=-1), MASKED)
+    out = jnp.einsum("bnts,bsnh->btnh", weights, values, precision="highest")
+    return out.astype(x.q.dtype), lse
