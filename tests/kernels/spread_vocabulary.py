@@ -1,6 +1,7 @@
 """Run by test_linear_logprob: the vocabulary split over devices against one device, in float32.
 
-The argument is a JSON list of (backend, whether shard_map checks). Prints how far apart they are.
+The argument is a JSON list of (backend, `checked` or `unchecked` shard_map or `placement`). Prints how far
+apart values and gradients are.
 """
 
 import json
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from aya_kernels import Placement
 from aya_kernels.linear_logprob import chunks, tokens
 from aya_kernels.linear_logprob.api import linear_statistics
 
@@ -47,38 +49,55 @@ def main():
     given = arrays()
     coefficients = np.random.default_rng(1).normal(size=(3, T)).astype(np.float32)
     found = []
-    for backend, checked in json.loads(sys.argv[1]):
-        call = partial(linear_statistics, entropy=True, argmax=True, backend=backend)
-        alone = jax.jit(
-            jax.value_and_grad(partial(loss, call, coefficients), argnums=(0, 1, 2), has_aux=True)
-        )(*given)
-
-        def local(hidden, weight, scale, targets, mask, call=call):
-            out = call(
-                hidden, weight, targets, scale=scale, softcap=5.0, mask=mask,
-                axis_name=("fsdp", "tensor"),
-            )  # fmt: skip
-            return jnp.stack([out.logp, out.lse, out.entropy]), out.argmax
-
-        rows, words = P("data"), P(("fsdp", "tensor"))
-        spread = jax.shard_map(
-            local,
-            mesh=mesh,
-            in_specs=(rows, words, P(), rows, rows),
-            out_specs=(P(None, "data"), rows),
-            check_vma=checked,
+    for backend, way in json.loads(sys.argv[1]):
+        options = {"entropy": True, "argmax": True, "backend": backend}
+        call = partial(linear_statistics, **options)
+        if way == "placement":
+            place = Placement(mesh, batch=("data",), vocabulary=("fsdp", "tensor"))
+            spread = in_rows(partial(call, placement=place))
+        else:
+            spread = by_hand(partial(call, axis_name=("fsdp", "tensor")), mesh, way == "checked")
+        alone, many = (
+            jax.jit(jax.value_and_grad(partial(loss, one, coefficients), (0, 1, 2), has_aux=True))(
+                *given
+            )
+            for one in (call, spread)
         )
-
-        def whole(hidden, weight, scale, targets, mask, spread=spread):
-            floats, argmax = spread(hidden, weight, scale, targets, mask)
-            return (coefficients * floats).sum(), (floats, argmax)
-
-        many = jax.jit(jax.value_and_grad(whole, argnums=(0, 1, 2), has_aux=True))(*given)
-        far = jax.tree.map(
-            lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), alone, many
-        )
+        far = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - b).max()), alone, many)
         found.append(max(jax.tree.leaves(far)))
     print(json.dumps(found))
+
+
+def in_rows(call):
+    """The tokens in rows, as a placement has them."""
+
+    def spread(hidden, weight, targets, *, mask, **options):
+        hidden, targets, mask = (
+            a.reshape(4, T // 4, *a.shape[1:]) for a in (hidden, targets, mask)
+        )
+        out = call(hidden, weight, targets, mask=mask, **options)
+        return jax.tree.map(lambda a: a.reshape(T), out)
+
+    return spread
+
+
+def by_hand(call, mesh, checked):
+    """Inside shard_map: tokens split over one axis of the mesh, the vocabulary over the others."""
+
+    def spread(hidden, weight, targets, *, scale, softcap, mask):
+        def local(hidden, weight, targets, scale, mask):
+            return call(hidden, weight, targets, scale=scale, softcap=softcap, mask=mask)
+
+        rows, words = P("data"), P(("fsdp", "tensor"))
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(rows, words, rows, P(), rows),
+            out_specs=rows,
+            check_vma=checked,
+        )(hidden, weight, targets, scale, mask)
+
+    return spread
 
 
 main()

@@ -42,8 +42,8 @@ def linear_logprob(
       targets: int32 [T] (or [...]), in [0, V); anything where the mask is False.
       scale: of the logits (Cohere's `logit_scale`); may be traced.
       softcap: `softcap * tanh(logit / softcap)` (Gemma 2, arXiv 2408.00118, section 2).
-      mask: bool [T]; where False the result and its gradients are 0, and nothing is computed (but in
-        a small problem, where leaving tokens out would cost more).
+      mask: bool [T] (or [...]); where False the result and its gradients are 0, and nothing is
+        computed (but in a small problem, where leaving tokens out would cost more).
       axis_name: inside `jax.shard_map`, the mesh axis or axes over which the rows of the weight are
         split, in their order. `weight` is then this device's rows and V all of them; the other
         arrays are the same on all of its devices, and so is the result.
@@ -52,8 +52,8 @@ def linear_logprob(
       backend: by name (`aya_kernels.explain` lists them), or the best for the chip if absent.
 
     Returns:
-      float32 [T] (or [...]). It can be differentiated by hidden, weight and scale; the gradients have their
-      dtypes.
+      float32 [T] (or [...]). It can be differentiated by hidden, weight and scale; the gradients have
+      their dtypes.
 
     Raises:
       ValueError: shapes that do not fit, or a backend that does not exist or cannot run here.
@@ -107,10 +107,11 @@ def linear_statistics(
         entropy=entropy,
         argmax=argmax,
     )
-    run = choose("linear_logprob", BACKENDS, backend, o, x)
-    if placement is not None and placement.mesh.size > 1:
-        return on_mesh(run, placement)(o, x)
-    return over_tokens(run)(o, x)
+    if placement is None or placement.mesh.size == 1:
+        return over_tokens(choose("linear_logprob", BACKENDS, backend, o, x))(o, x)
+    if placement.parts(placement.vocabulary) > 1:
+        o = o._replace(axes=placement.vocabulary)
+    return on_mesh(choose("linear_logprob", BACKENDS, backend, o, x), placement)(o, x)
 
 
 def request(

@@ -43,7 +43,7 @@ class Chunk:
 
     def __init__(self, weight: jax.Array, index: jax.Array, size: int) -> None:
         self.start = jnp.minimum(index * size, weight.shape[0] - size)
-        self.rows = jax.lax.dynamic_slice_in_dim(weight, self.start, size)
+        self.rows = cut(weight, self.start, size)
         self.columns = self.start + jnp.arange(size)
         self.fresh = self.columns >= index * size
 

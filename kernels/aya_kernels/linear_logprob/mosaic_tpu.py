@@ -20,7 +20,8 @@ from aya_kernels.backends import Target, interpreted
 from aya_kernels.linear_logprob.inputs import MASKED, Inputs, Options, Sums
 
 BLOCKS = (1024, 512, 256, 128)
-# At most so many bytes of hidden and of weight in a block; both are held twice, one being fetched.
+# At most so many bytes of hidden and of weight in a block. Both are held twice, one being fetched; in
+# float32 they are counted twice as long, since their precise product splits them into three bfloat16.
 HIDDEN_BYTES = 16 << 20
 WEIGHT_BYTES = 4 << 20
 # Room for the float32 tiles that the compiler holds at once, and for what else it needs.
@@ -34,6 +35,10 @@ def _block(length: int, row_bytes: int, most_bytes: int) -> int:
     return fits[0] if fits else BLOCKS[-1]
 
 
+def _row_bytes(x: Inputs) -> int:
+    return x.hidden.shape[-1] * (2 if x.hidden.dtype == jnp.bfloat16 else 8)
+
+
 def refuses(target: Target, o: Options, x: Inputs) -> str | None:
     """Return why the kernel cannot compute this there, or None."""
     dtype = x.hidden.dtype
@@ -41,8 +46,8 @@ def refuses(target: Target, o: Options, x: Inputs) -> str | None:
         return (
             f"hidden and weight must both be bfloat16 or float32, not {dtype} and {x.weight.dtype}"
         )
-    if BLOCKS[-1] * x.hidden.shape[1] * dtype.itemsize > HIDDEN_BYTES:
-        return f"a block of {BLOCKS[-1]} tokens of {x.hidden.shape[1]} does not fit into VMEM"
+    if BLOCKS[-1] * _row_bytes(x) > HIDDEN_BYTES:
+        return f"a block of {BLOCKS[-1]} tokens of {x.hidden.shape[-1]} does not fit into VMEM"
     return None
 
 
@@ -102,7 +107,7 @@ def forward(o: Options, x: Inputs) -> Sums:
     """Return the sums of each token; see `streamed.streamed`."""
     tokens, d = x.hidden.shape
     vocabulary = x.weight.shape[0]
-    row_bytes = d * x.hidden.dtype.itemsize
+    row_bytes = _row_bytes(x)
     bt = _block(tokens, row_bytes, HIDDEN_BYTES)
     bv = _block(vocabulary, row_bytes, WEIGHT_BYTES)
     # At least one block, as a kernel with an empty grid is nothing that compilers are tested on.

@@ -41,7 +41,6 @@ def on_mesh(run: Run, place: Placement) -> Run:
             scale=PartitionSpec(),
             mask=None if x.mask is None else tokens,
         )
-        o = o._replace(axes=place.vocabulary if place.parts(place.vocabulary) > 1 else ())
         return jax.shard_map(
             lambda x: over_tokens(run)(o, x),
             mesh=place.mesh,
