@@ -1,9 +1,12 @@
-"""What differs between the releases of jax that are supported."""
+"""What differs between the releases of jax that are supported, and what jax has no public name for."""
 
 import inspect
 from functools import partial
 
+from jax._src.lib import cuda_versions
 from jax.experimental.pallas import mosaic_gpu as plgpu
+
+__all__ = ["InterpretGPUParams", "cuda_runtime", "load"]
 
 try:
     InterpretGPUParams = plgpu.InterpretGPUParams
@@ -16,4 +19,7 @@ if "idx" in inspect.signature(plgpu.load).parameters:
 else:
     load = plgpu.load
 
-__all__ = ["InterpretGPUParams", "load"]
+
+def cuda_runtime() -> int | None:
+    """Return the version of the CUDA runtime, 12080 for 12.8.0, or None where there is none."""
+    return None if cuda_versions is None else int(cuda_versions.cuda_runtime_get_version())

@@ -27,17 +27,20 @@ from aya_kernels.attention.blocks import visible_blocks
 from aya_kernels.attention.inputs import LONGEST_WINDOW, MASKED, Inputs, Options
 from aya_kernels.attention.mask import pairs_seen
 from aya_kernels.backends import Target, interpreted
-from aya_kernels.compat import InterpretGPUParams, load
+from aya_kernels.compat import InterpretGPUParams, cuda_runtime, load
 
 HEAD_SIZES = (64, 128, 256)
 DTYPES = (jnp.bfloat16, jnp.float16)
+# Runtimes of CUDA, the last left out, whose ptxas miscompiles causal masks: found by the authors of
+# jax.experimental.pallas.ops.gpu.attention_mgpu, whose mask has the form of `_masked`.
+MISCOMPILED = 12080, 12091
 # The warpgroups that work; the one after them fetches.
 WORKERS = 2
 # Rows that a worker keeps: the M of a wgmma.
 ROWS = 64
-# Registers a thread: (2 x 232 + 40) x 128 threads are the 64 Ki of an SM. A product of 64 rows takes
+# Registers a thread: (2 x 240 + 24) x 128 threads are the 64 Ki of an SM. A product of 64 rows takes
 # columns / 2 of them.
-WORKER_REGISTERS, FETCHER_REGISTERS = 232, 40
+WORKER_REGISTERS, FETCHER_REGISTERS = 240, 24
 LOG2E = math.log2(math.e)
 # Below every score and above the masked ones, so that a row that sees nothing sums exp2(-inf).
 FLOOR = -1e29
@@ -103,9 +106,16 @@ class Ring(NamedTuple):
             plgpu.barrier_wait(self.free.at[lax.rem(step, self.slots)])
 
 
-def _ring(slots: int, rows: int, x: Arrays, vector: bool = False) -> Ring:
+def _tile(count: int, rows: int, x: Arrays, swizzle: int = 128) -> Any:
+    """Return [count, rows, H] of shared memory, swizzled as TMA writes and wgmma reads it."""
+    columns = swizzle // x.q.dtype.itemsize
+    transforms = plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(swizzle)
+    return plgpu.SMEM((count, rows, x.q.shape[-1]), x.q.dtype, transforms=transforms)
+
+
+def _ring(slots: int, rows: int, x: Arrays, swizzle: int = 128, vector: bool = False) -> Ring:
     """Return a ring of tiles [rows, H], and with each a float32 `vector` [rows]."""
-    tiles = (_tile(slots, rows, x),)
+    tiles = (_tile(slots, rows, x, swizzle),)
     if vector:
         tiles += (plgpu.SMEM((slots, rows), jnp.float32),)
     return Ring(
@@ -113,12 +123,6 @@ def _ring(slots: int, rows: int, x: Arrays, vector: bool = False) -> Ring:
         plgpu.Barrier(num_arrivals=len(tiles), num_barriers=slots),
         plgpu.Barrier(num_arrivals=WORKERS, num_barriers=slots),
     )
-
-
-def _tile(count: int, rows: int, x: Arrays) -> Any:
-    """Return [count, rows, H] of shared memory, swizzled as TMA writes and wgmma reads it."""
-    swizzled = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
-    return plgpu.SMEM((count, rows, x.q.shape[-1]), x.q.dtype, transforms=swizzled)
 
 
 # The interpreter knows no layouts, and of products only those of two tiles in shared memory.
@@ -208,7 +212,7 @@ def _masked(
         q_ids = _read(x.q_ids.at[b, pl.ds(first_q, s.shape[q_axis])], by_axis[q_axis])
         kv_ids = _read(x.kv_ids.at[b, pl.ds(first_k, s.shape[k_axis])], by_axis[k_axis])
         # A mark that no key has stands for the padding among the queries.
-        q_ids = _spread(jnp.where(q_ids > 0, q_ids, -1), s, q_axis)
+        q_ids = _spread(jnp.where(q_ids > 0, q_ids, jnp.iinfo(jnp.int32).min), s, q_axis)
         mask &= q_ids == _spread(kv_ids, s, k_axis)
     return jnp.where(mask, s, -jnp.inf)
 
@@ -333,14 +337,13 @@ def _fetch_keys(
         ring.finish(lists.count[b, i])
 
 
-def _weights(  # type: ignore[no-untyped-def]
-    o: Options, s, dp, lse, delta, q_axis: int, mask: Callable[[jax.Array], jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    """Return the probabilities of a block and the gradient to its products, but for the scale."""
+def _probabilities(
+    o: Options, s: jax.Array, lse: jax.Array, q_axis: int, mask: Callable[[jax.Array], jax.Array]
+) -> tuple[jax.Array, jax.Array | float]:
+    """Return the probabilities of a block and the slope of the cap."""
     s = _capped(o, s)
     slope = 1.0 if o.softcap is None else 1.0 - s * s
-    p = jnp.exp2(mask(s) * _factor(o) - _spread(lse * LOG2E, s, q_axis))
-    return p, p * (dp - _spread(delta, s, q_axis)) * slope
+    return jnp.exp2(mask(s) * _factor(o) - _spread(lse * LOG2E, s, q_axis)), slope
 
 
 def _backward_q_kernel(  # type: ignore[no-untyped-def]
@@ -386,7 +389,8 @@ def _backward_q_kernel(  # type: ignore[no-untyped-def]
             (k,), (v,) = k_ring.get(step), v_ring.get(step)
             s, dp = _multiply((q, k), (g, v), transposed=True)
             v_ring.release(step)
-            _, ds = _weights(o, s, dp, lse, delta, 0, mask)
+            p, slope = _probabilities(o, s, lse, 0, mask)
+            ds = p * (dp - _spread(delta, s, 0)) * slope
             (dq,) = _multiply((ds.astype(x.k.dtype), k), onto=(dq,))
             k_ring.release(step)
             return dq
@@ -401,9 +405,24 @@ def _backward_q_kernel(  # type: ignore[no-untyped-def]
 
 
 def _backward_kv_kernel(  # type: ignore[no-untyped-def]
-    o: Options, keys: int, bq: int, split: bool,
-    x, lists, g_ref, lse_ref, delta_ref, dk_ref, dv_ref, k_tile, v_tile, q_ring, g_ring, ready, met
-):  # fmt: skip
+    o: Options,
+    keys: int,
+    bq: int,
+    split: bool,
+    x,
+    lists,
+    g_ref,
+    lse_ref,
+    delta_ref,
+    dk_ref,
+    dv_ref,
+    k_tile,
+    v_tile,
+    q_ring,
+    g_ring,
+    ready,
+    met,
+):
     b, head, i, wg = (lax.axis_index(name) for name in ("batch", "head", "tile", "wg"))
     groups = x.q.shape[2] // x.k.shape[2]
 
@@ -446,8 +465,9 @@ def _backward_kv_kernel(  # type: ignore[no-untyped-def]
 
             (q, lse), (g, delta) = q_ring.get(step), g_ring.get(step)
             s, dp = _multiply((k, q), (v, g), transposed=True)
-            lse, delta = _read(lse, BY_COLUMN), _read(delta, BY_COLUMN)
-            p, ds = _weights(o, s, dp, lse, delta, 1, mask)
+            # One after the other: they take 16 registers each.
+            p, slope = _probabilities(o, s, _read(lse, BY_COLUMN), 1, mask)
+            ds = p * (dp - _spread(_read(delta, BY_COLUMN), s, 1)) * slope
             dtype = x.q.dtype
             carry = _multiply(
                 (ds.astype(dtype), q.at[:, columns]),
@@ -482,6 +502,7 @@ def _backward_kv_kernel(  # type: ignore[no-untyped-def]
 
 
 def _lists(some: jax.Array, every: jax.Array) -> Lists:
+    """Return the lists of what `visible_blocks` says, bool [B, I, J]."""
     rank = jnp.where(every, 0, jnp.where(some, 1, 2))
     index = jnp.argsort(rank, axis=-1, stable=True).astype(jnp.int32)
     return Lists(index, every.sum(-1, dtype=jnp.int32), some.sum(-1, dtype=jnp.int32))
@@ -515,7 +536,9 @@ def _arrays(x: Inputs, bq: int, bk: int) -> Arrays:
     )
 
 
-def _call(kernel: Callable[..., None], out: Any, scratch: list[Any], grid: tuple[int, ...]) -> Any:
+def _call(
+    kernel: Callable[..., None], name: str, out: Any, scratch: list[Any], grid: tuple[int, ...]
+) -> Any:
     return plgpu.kernel(
         kernel,
         out_type=out,
@@ -524,6 +547,7 @@ def _call(kernel: Callable[..., None], out: Any, scratch: list[Any], grid: tuple
         grid_names=("batch", "head", "tile"),
         num_threads=WORKERS + 1,
         thread_name="wg",
+        kernel_name=f"attention_{name}",
         compiler_params=plgpu.CompilerParams(
             approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
         ),
@@ -544,6 +568,7 @@ def forward(o: Options, x: Inputs) -> tuple[jax.Array, jax.Array]:
     a = _arrays(x, bq, bk)
     out, lse = _call(
         partial(_forward_kernel, o, x.k.shape[1], bk),
+        "forward",
         [_like(a.q), jax.ShapeDtypeStruct((b, n, a.q.shape[1]), jnp.float32)],
         [
             _tile(WORKERS, ROWS, a),
@@ -569,21 +594,23 @@ def _backward_q(o: Options, x: Inputs, lse: jax.Array, delta: jax.Array, g: jax.
     """Return the gradient to q.
 
     Shared memory for H 128: q and g 32 KiB each, and k and v 2 x 16 each: 128 of 227 KiB; for 256,
-    with one slot for v, which is soon free again: 224. Registers for H 128: 64 for the accumulator
-    and 2 x 32 for the scores and their gradient; for 256: 128 and 2 x 32.
+    with half the block, 192. Registers for H 128: 64 for the accumulator and 2 x 32 for the scores
+    and their gradient; for 256: 128 and 2 x 16, as 2 x 32 would spill.
     """
     b, t, n, h = x.q.shape
-    bq, bk = WORKERS * ROWS, 128 if _head_size(x) == 64 else 64
+    bq, bk = WORKERS * ROWS, {64: 128, 128: 64, 256: 32}[_head_size(x)]
+    swizzle = _swizzle(bk)
     lists = _lists(*visible_blocks(o, x, bq, bk))
     a = _arrays(x, bq, bk)
     dq = _call(
         partial(_backward_q_kernel, o, x.k.shape[1], bk),
+        "backward_q",
         _like(a.q),
         [
-            _tile(WORKERS, ROWS, a),
-            _tile(WORKERS, ROWS, a),
-            _ring(2, bk, a),
-            _ring(1 if _head_size(x) == 256 else 2, bk, a),
+            _tile(WORKERS, ROWS, a, swizzle),
+            _tile(WORKERS, ROWS, a, swizzle),
+            _ring(2, bk, a, swizzle),
+            _ring(2, bk, a, swizzle),
             plgpu.Barrier(num_arrivals=2, num_barriers=WORKERS),
         ],
         (b, n, a.q.shape[1] // bq),
@@ -597,30 +624,37 @@ def _backward_kv(
     """Return the gradients to k and v, summed over the heads of a group.
 
     Shared memory for H 128: k and v 32 KiB each, and q and g 2 x 16 each: 128 of 227 KiB; for 256,
-    where the workers share their rows, 192. Registers: 2 x 64 for the accumulators (2 x 32 for H 64)
-    and 2 x 32 for the scores and their gradient.
+    where the workers share their rows and the block is half, as much. Registers for H 128: 2 x 64
+    for the accumulators and 2 x 32 for the scores and their gradient; for 256: 2 x 64 and 2 x 16.
     """
     h = x.q.shape[3]
     s = x.k.shape[1]
     split = _head_size(x) == 256
     kept = 1 if split else WORKERS
-    bq, bk = 64, kept * ROWS
+    bq, bk = 32 if split else 64, kept * ROWS
+    swizzle = _swizzle(bq)
     lists = _lists(*(jnp.swapaxes(m, 1, 2) for m in visible_blocks(o, x, bq, bk)))
     a = _arrays(x, bq, bk)
     dk, dv = _call(
         partial(_backward_kv_kernel, o, s, bq, split),
+        "backward_kv",
         [_like(a.k), _like(a.v)],
         [
-            _tile(kept, ROWS, a),
-            _tile(kept, ROWS, a),
-            _ring(2, bq, a, vector=True),
-            _ring(2, bq, a, vector=True),
+            _tile(kept, ROWS, a, swizzle),
+            _tile(kept, ROWS, a, swizzle),
+            _ring(2, bq, a, swizzle, vector=True),
+            _ring(2, bq, a, swizzle, vector=True),
             plgpu.Barrier(num_arrivals=2, num_barriers=kept),
             plgpu.Barrier(num_arrivals=WORKERS),
         ],
         (a.k.shape[0], a.k.shape[2], a.k.shape[1] // bk),
     )(a, lists, *_gradients(a, lse, delta, g))
     return dk[:, :s, :, :h], dv[:, :s, :, :h]
+
+
+def _swizzle(block: int) -> int:
+    """Return the bytes of the swizzle that wgmma takes for a product over `block` numbers."""
+    return 128 if block % 64 == 0 else 64
 
 
 def _like(array: jax.Array) -> jax.ShapeDtypeStruct:
@@ -637,8 +671,14 @@ def _gradients(
 
 def refuses(target: Target, o: Options, x: Inputs) -> str | None:
     """Return in a line why these kernels cannot compute this call on `target`, or None."""
-    if target.platform == "cuda" and int(target.capability or 0) != 9:
-        return f"it is written for Hopper (compute capability 9) and this is {target.capability}"
+    if target.platform == "cuda":
+        if int(target.capability or 0) != 9:
+            return (
+                f"it is written for Hopper, compute capability 9, and this has {target.capability}"
+            )
+        runtime = cuda_runtime()
+        if runtime is not None and MISCOMPILED[0] <= runtime < MISCOMPILED[1]:
+            return f"ptxas of CUDA 12.8.0 to 12.9.0 miscompiles masks, and this is {runtime}"
     if x.q.dtype not in DTYPES or {x.k.dtype, x.v.dtype} != {x.q.dtype}:
         return f"it takes bfloat16 or float16, all alike, and not {x.q.dtype}, {x.k.dtype}, {x.v.dtype}"
     if x.q.shape[-1] > HEAD_SIZES[-1]:
