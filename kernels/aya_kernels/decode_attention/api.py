@@ -6,12 +6,16 @@ import jax
 
 from aya_kernels.attention.inputs import Window, int32
 from aya_kernels.backends import Backend, choose
+from aya_kernels.decode_attention import mosaic_tpu
 from aya_kernels.decode_attention.inputs import Inputs, Options
+from aya_kernels.decode_attention.placed import on_mesh
 from aya_kernels.decode_attention.reference import reference_decode_attention
 from aya_kernels.decode_attention.xla import xla_decode_attention
+from aya_kernels.placement import Placement
 
 # In order of preference.
 BACKENDS = {
+    "mosaic_tpu": Backend(mosaic_tpu.mosaic_tpu_decode_attention, "tpu", mosaic_tpu.refuses),
     "xla": Backend(xla_decode_attention),
     "reference": Backend(reference_decode_attention),
 }
@@ -48,6 +52,7 @@ def decode_attention(
     softcap: float | None = None,
     scale: float | None = None,
     return_lse: bool = False,
+    placement: Placement | None = None,
     backend: str | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Attention of a sequence's newest tokens over the filled part of its key and value cache.
@@ -66,6 +71,8 @@ def decode_attention(
       window: a query sees only the last `window` of its slots. May be traced.
       softcap, scale: as in `attention`.
       return_lse: also return the log-sum-exp of each query's scores, which `combine` needs.
+      placement: how the arrays lie on a mesh, if they do. A kernel then runs on each device with the
+        rows and heads that it holds (pages are whole on each); plain XLA is left to the compiler.
       backend: by name (`aya_kernels.explain` lists them), or the best for the chip if absent.
 
     Returns:
@@ -85,7 +92,13 @@ def decode_attention(
         softcap=softcap,
         scale=scale,
     )
-    out, lse = choose("decode_attention", BACKENDS, backend, o, x)(o, x)
+    backends = BACKENDS
+    if placement is not None and placement.mesh.size > 1:
+        # What is no kernel the compiler can split by itself.
+        backends = {
+            name: on_mesh(one, placement) if one.platform else one for name, one in BACKENDS.items()
+        }
+    out, lse = choose("decode_attention", backends, backend, o, x)(o, x)
     if q.ndim == 3:
         out, lse = out[:, 0], lse[..., 0]
     return (out, lse) if return_lse else out

@@ -12,11 +12,11 @@ def reference_decode_attention(o: Options, x: Inputs) -> tuple[jax.Array, jax.Ar
 
     Returns [B, T, N, H] in the dtype of q and float32 [B, N, T], as `api.decode_attention` says.
     """
-    b, t, n, h = x.q.shape
+    b, t, n = x.q.shape[:3]
     keys, values = (
         a
         if x.page_table is None
-        else a.at[x.page_table].get(mode="clip").reshape(b, -1, *a.shape[2:])
+        else jnp.take(a, x.page_table, axis=0, mode="clip").reshape(b, -1, *a.shape[2:])
         for a in (x.k_cache, x.v_cache)
     )
     groups = n // keys.shape[2]

@@ -33,8 +33,8 @@ def xla_decode_attention(o: Options, x: Inputs) -> tuple[jax.Array, jax.Array]:
             return found, jnp.where(slots >= j * block, slots, -x.slots)
         pages = block // size
         places = j * pages + jnp.arange(pages)
-        chosen = x.page_table.at[:, places].get(mode="clip")
-        found = cache.at[chosen].get(mode="clip").reshape(b, block, kv_heads, h)
+        chosen = jnp.take(x.page_table, places, axis=1, mode="clip")
+        found = jnp.take(cache, chosen, axis=0, mode="clip").reshape(b, block, kv_heads, h)
         return found, j * block + jnp.arange(block)
 
     def step(j: jax.Array | int, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

@@ -1,0 +1,73 @@
+"""decode_attention on a mesh: every device computes its rows and its heads."""
+
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from aya_kernels.backends import Backend, Target
+from aya_kernels.decode_attention.inputs import Inputs, Options
+from aya_kernels.placement import Axes, Placement
+
+
+def on_mesh(backend: Backend, place: Placement) -> Backend:
+    """Return a backend over arrays that are split over a mesh: rows by `batch`, heads by `heads`.
+
+    Pages are shared by all rows, so that every device has all of them, with its own heads. The backend
+    is refused where rows or key heads do not divide into the parts of the mesh.
+    """
+    specs = _specs(place)
+
+    def refuses(target: Target, o: Options, x: Inputs) -> str | None:
+        for name, length, axes in (
+            ("rows", x.q.shape[0], place.batch),
+            ("key heads", x.k_cache.shape[2], place.heads),
+        ):
+            if length % place.parts(axes):
+                return (
+                    f"{length} {name} do not divide into the {place.parts(axes)} parts of the mesh "
+                    f"axes {axes}"
+                )
+        return backend.refuses(target, o, _local(x, specs(x), place))
+
+    def run(o: Options, x: Inputs) -> tuple[jax.Array, jax.Array]:
+        lse = PartitionSpec(place.batch, place.heads, None)
+        return jax.shard_map(
+            lambda x: backend.run(o, x),
+            mesh=place.mesh,
+            in_specs=(specs(x),),
+            out_specs=(specs(x).q, lse),
+            check_vma=False,
+        )(x)
+
+    return Backend(run, backend.platform, refuses)
+
+
+def _specs(place: Placement) -> Any:
+    """Return a function of the inputs to the place of each of them."""
+    rows, heads = place.batch, place.heads
+
+    def specs(x: Inputs) -> Any:
+        cache = PartitionSpec(rows if x.page_table is None else None, None, heads, None)
+        all_specs = Inputs(
+            q=PartitionSpec(rows, None, heads, None),
+            k_cache=cache,
+            v_cache=cache,
+            lengths=PartitionSpec(rows),
+            page_table=PartitionSpec(rows, None),
+            window=PartitionSpec(),
+        )
+        return Inputs(*(None if a is None else spec for a, spec in zip(x, all_specs, strict=True)))
+
+    return specs
+
+
+def _local(x: Inputs, specs: Any, place: Placement) -> Inputs:
+    """Return the shapes that a device has."""
+
+    def part(length: int, axes: Axes | None) -> int:
+        return length // place.parts(axes or ())
+
+    return jax.tree.map(
+        lambda a, spec: jax.ShapeDtypeStruct(tuple(map(part, a.shape, spec)), a.dtype), x, specs
+    )
