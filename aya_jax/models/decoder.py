@@ -111,7 +111,7 @@ class Block(nn.Module):
         options: dict[str, Any] = {"softcap": c.attn_logit_softcapping, "scale": c.attention_scale}
         if cache is None:
             ids = (batch.segment_ids, batch.segment_ids)
-            options |= {"window": window, "placement": placement()}
+            options |= {"window": window, "placement": placement(len(q))}
             out = attention(q, key, value, causal=True, segment_ids=ids, **options)
             new_cache = Cache(key, value)
         else:

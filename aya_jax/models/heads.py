@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from aya_jax.models.config import DecoderConfig
 from aya_jax.models.decoder import Batch, Params, hidden_states
+from aya_jax.models.placement import placement
 from aya_jax.models.t5_config import T5Config
 from aya_kernels import linear_logprob
 
@@ -41,16 +42,19 @@ def logprobs_of_hidden(
     The logits [B * T, V] are never made. Column 0 is always 0, since nothing comes before it, and
     so must be the mask at the first token of each packed document.
     """
-    b, t, d = hidden_BTD.shape
+    # Each place is scored on the token after it; the last has none, and costs nothing.
+    targets = jnp.roll(tokens_BT, -1, axis=1)
+    mask = jnp.roll(mask_BT, -1, axis=1).at[:, -1].set(False)
     logprobs = linear_logprob(
-        hidden_BTD[:, :-1].reshape(-1, d),
+        hidden_BTD,
         output_embedding(params).astype(hidden_BTD.dtype),
-        tokens_BT[:, 1:].reshape(-1),
+        targets,
         scale=config.logit_scale,
         softcap=config.final_logit_softcapping,
-        mask=mask_BT[:, 1:].reshape(-1),
+        mask=mask,
+        placement=placement(len(tokens_BT)),
     )
-    return jnp.pad(logprobs.reshape(b, t - 1), ((0, 0), (1, 0)))
+    return jnp.roll(logprobs, 1, axis=1)
 
 
 def rewards_of_hidden(

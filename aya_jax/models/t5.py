@@ -144,7 +144,7 @@ class CrossAttention(nn.Module):
         q = _heads(self, "q", x, c)
         if crossed is None:
             crossed = Cache(*(_heads(self, name, memory.hidden, c) for name in "kv"))
-        ids, place = (segment_ids, memory.segment_ids), placement()
+        ids, place = (segment_ids, memory.segment_ids), placement(len(q))
         out = attention(q, *crossed, causal=False, segment_ids=ids, scale=1.0, placement=place)
         return _out(self, out, c)
 

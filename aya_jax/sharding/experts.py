@@ -10,6 +10,7 @@ from aya_jax.errors import AyaError
 from aya_jax.sharding.mesh import batch_sharding, mesh_axes
 from aya_jax.sharding.place import current_place
 
+
 def over_experts(
     compute: Callable[..., jax.Array],
     tokens: Sequence[jax.Array],

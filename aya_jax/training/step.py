@@ -13,8 +13,8 @@ from aya_jax.losses.total import add
 from aya_jax.models.architecture import logical_axes
 from aya_jax.models.decoder import Params
 from aya_jax.models.lora import LoRA, adapter_axes, frozen_axes, join
-from aya_jax.sharding.place import placed_on
 from aya_jax.sharding.mesh import Rules, batch_sharding, replicated, shardings
+from aya_jax.sharding.place import placed_on
 from aya_jax.training.objectives import Arrays, Objective
 from aya_jax.training.optimizer import AdamW
 
