@@ -41,13 +41,21 @@ def loss(call, coefficients, hidden, weight, scale, targets, mask):
 
 def main():
     # Small enough that masked tokens are moved and left out.
-    tokens.SMALL, tokens.SHORT_BLOCK = 0, 2
-    chunks.SHORT_BLOCK, chunks.LONG_BLOCK = 2, 4
+    tokens.SMALL, chunks.SHORT_BLOCK, chunks.LONG_BLOCK = 0, 2, 4
     mesh = jax.make_mesh(
         (2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3
     )
     given = arrays()
     coefficients = np.random.default_rng(1).normal(size=(3, T)).astype(np.float32)
+
+    def value_and_gradients(call):
+        return jax.value_and_grad(partial(loss, call, coefficients), (0, 1, 2), has_aux=True)
+
+    alone = jax.jit(
+        value_and_gradients(
+            partial(linear_statistics, entropy=True, argmax=True, backend="reference")
+        )
+    )(*given)
     found = []
     for backend, way in json.loads(sys.argv[1]):
         options = {"entropy": True, "argmax": True, "backend": backend}
@@ -57,12 +65,7 @@ def main():
             spread = in_rows(partial(call, placement=place))
         else:
             spread = by_hand(partial(call, axis_name=("fsdp", "tensor")), mesh, way == "checked")
-        alone, many = (
-            jax.jit(jax.value_and_grad(partial(loss, one, coefficients), (0, 1, 2), has_aux=True))(
-                *given
-            )
-            for one in (call, spread)
-        )
+        many = jax.jit(value_and_gradients(spread))(*given)
         far = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - b).max()), alone, many)
         found.append(max(jax.tree.leaves(far)))
     print(json.dumps(found))

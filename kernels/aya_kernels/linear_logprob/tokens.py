@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from aya_kernels.linear_logprob.chunks import SHORT_BLOCK
+from aya_kernels.linear_logprob import chunks
 from aya_kernels.linear_logprob.inputs import Inputs
 from aya_kernels.linear_logprob.shards import together
 
@@ -44,16 +44,17 @@ def masked_last(x: Inputs) -> tuple[Inputs, Callable[[jax.Array], jax.Array]]:
       the new order, all of whose other entries are 0, back to the old one.
     """
     tokens = x.targets.shape[0]
-    if x.mask is None or tokens <= SHORT_BLOCK or tokens * x.weight.shape[0] <= SMALL:
+    if x.mask is None or tokens <= chunks.SHORT_BLOCK or tokens * x.weight.shape[0] <= SMALL:
         return x, lambda array: array
     hidden, mask = together((x.hidden, x.mask))
     order = jnp.argsort(~mask, stable=True)
     counted = jnp.cumsum(mask, dtype=jnp.int32)
     count = counted[-1]
-    numbers = jnp.arange(tokens + -tokens % SHORT_BLOCK, dtype=jnp.int32)
+    room = -tokens % chunks.SHORT_BLOCK
+    numbers = jnp.arange(tokens + room, dtype=jnp.int32)
     place = jnp.where(mask, counted - 1, count + numbers[:tokens] - counted)
     # The last block is whole: the first token once more, which does not count.
-    order = jnp.pad(order, (0, -tokens % SHORT_BLOCK))
+    order = jnp.pad(order, (0, room))
     moved = x._replace(
         hidden=_moved(hidden, order, place),
         targets=x.targets[order],
