@@ -6,7 +6,7 @@ import jax
 
 from aya_kernels.attention.inputs import Window, int32
 from aya_kernels.backends import Backend, choose
-from aya_kernels.decode_attention import mosaic_tpu
+from aya_kernels.decode_attention import mosaic_tpu, triton
 from aya_kernels.decode_attention.inputs import Inputs, Options
 from aya_kernels.decode_attention.placed import on_mesh
 from aya_kernels.decode_attention.reference import reference_decode_attention
@@ -16,6 +16,7 @@ from aya_kernels.placement import Placement
 # In order of preference.
 BACKENDS = {
     "mosaic_tpu": Backend(mosaic_tpu.mosaic_tpu_decode_attention, "tpu", mosaic_tpu.refuses),
+    "triton": Backend(triton.triton_decode_attention, "cuda", triton.refuses),
     "xla": Backend(xla_decode_attention),
     "reference": Backend(reference_decode_attention),
 }
