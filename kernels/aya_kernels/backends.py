@@ -1,5 +1,6 @@
 """How an operation chooses its backend, for the chip at hand or for one that is only compiled for."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,12 +29,15 @@ class Backend(NamedTuple):
 
     `run` takes what the operation's `request` returns. `platform` is the one that a kernel is written
     for, None for any; on a CPU a kernel can run too, interpreted. `refuses(target, *request)` says why
-    it cannot compute this request there, in a line, or returns None.
+    it cannot compute this request there, in a line, or returns None. `untried` kernels have been
+    compiled and checked interpreted, but have not run on their chip yet: they are never chosen unless
+    named.
     """
 
     run: Callable[..., Any]
     platform: str | None = None
     refuses: Callable[..., str | None] = lambda target, *request: None
+    untried: bool = False
 
     def why_not(self, target: Target, *request: Any) -> str | None:
         """Return why this backend cannot compute the request on `target`, or None if it can."""
@@ -41,9 +45,13 @@ class Backend(NamedTuple):
             return f"it is written for {self.platform} and this is {target}"
         return self.refuses(target, *request)
 
-    def interpreted(self, target: Target) -> bool:
-        """Return whether this backend would run interpreted, to check it and not to use it."""
-        return self.platform is not None and target.platform == "cpu"
+    def only_if_named(self, target: Target) -> str | None:
+        """Return why this backend, though it can, is not chosen on `target` unless it is named."""
+        if self.platform is not None and target.platform == "cpu":
+            return f"it is written for {self.platform}; on a CPU it runs interpreted, if named"
+        if self.untried:
+            return f"it has not run on a real {target.platform} device yet; it runs if named"
+        return None
 
 
 class Explanation(NamedTuple):
@@ -60,6 +68,9 @@ class Explanation(NamedTuple):
             lines + [f"  not {name}: {reason}" for name, reason in self.others.items()]
         )
 
+
+# Names backends for a whole process: `AYA_KERNELS=attention=triton,decode_attention=xla`.
+CHOICES = "AYA_KERNELS"
 
 _TARGET: ContextVar[Target | None] = ContextVar("target", default=None)
 
@@ -96,16 +107,32 @@ def interpreted() -> bool:
     return current_target().platform == "cpu"
 
 
+def named_for_process(operation: str) -> str | None:
+    """Return the backend that the environment variable AYA_KERNELS names for an operation, if any.
+
+    Raises:
+      ValueError: the variable is not `operation=backend` pairs with commas between them.
+    """
+    pairs = [pair.partition("=") for pair in os.environ.get(CHOICES, "").split(",") if pair.strip()]
+    for key, _, name in pairs:
+        if not name:
+            raise ValueError(f"{CHOICES}: {key!r} names no backend; write {key.strip()}=NAME")
+    return {key.strip(): name.strip() for key, _, name in pairs}.get(operation)
+
+
 def explain_choice(
     operation: str, backends: Mapping[str, Backend], name: str | None, *request: Any
 ) -> Explanation:
     """Return which of `backends`, given in order of preference, computes the request.
+
+    Where `name` is None, it is the one that AYA_KERNELS names, or else the first that can.
 
     Raises:
       ValueError: there is no backend of that name, or it cannot compute the request here; nothing
         else is ever used in its place.
     """
     here = current_target()
+    name = name or named_for_process(operation)
     refusals = {key: backend.why_not(here, *request) for key, backend in backends.items()}
     if name is not None:
         if name not in backends:
@@ -114,21 +141,15 @@ def explain_choice(
             raise ValueError(
                 f"{operation}: the backend {name!r} cannot run: {refusals[name]}; name another or none"
             )
-    able = [
-        key
-        for key, reason in refusals.items()
-        if reason is None and not backends[key].interpreted(here)
-    ]
-    chosen = able[0] if name is None else name
-    others = {}
-    for key, reason in refusals.items():
-        if key == chosen:
-            continue
-        if reason is None and name is not None:
-            reason = f"{name} was asked for"
-        elif reason is None and backends[key].interpreted(here):
-            reason = f"it is written for {backends[key].platform}; on a CPU it runs interpreted, if named"
-        others[key] = reason or f"{chosen} comes first"
+    offered = {
+        key: refusals[key] or backend.only_if_named(here) for key, backend in backends.items()
+    }
+    chosen = next(key for key, reason in offered.items() if not reason) if name is None else name
+    others = {
+        key: reason or (f"{chosen} comes first" if name is None else f"{name} was asked for")
+        for key, reason in offered.items()
+        if key != chosen
+    }
     return Explanation(operation, here, chosen, others)
 
 
@@ -140,17 +161,3 @@ def choose(
     Raises as `explain_choice` does.
     """
     return backends[explain_choice(operation, backends, name, *request).chosen].run
-
-
-def choose_backend(
-    operation: str, backends: Mapping[str, Callable[..., Any]], name: str | None, default: str
-) -> Callable[..., Any]:
-    """Return the backend called `name`, or the default one where `name` is None.
-
-    Raises:
-      ValueError: there is no backend of that name; nothing else is ever used in its place.
-    """
-    chosen = default if name is None else name
-    if chosen not in backends:
-        raise ValueError(f"{operation}: no backend {chosen!r}; there are {sorted(backends)}")
-    return backends[chosen]

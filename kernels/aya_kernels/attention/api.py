@@ -4,7 +4,7 @@ from typing import Any, Literal, overload
 
 import jax
 
-from aya_kernels.attention import mosaic_tpu, xla
+from aya_kernels.attention import mosaic_gpu, mosaic_tpu, xla
 from aya_kernels.attention.flash import Backward, Forward, flash
 from aya_kernels.attention.inputs import Inputs, Offset, Options, SegmentIds, Window, int32
 from aya_kernels.attention.placed import on_mesh
@@ -13,7 +13,10 @@ from aya_kernels.backends import Backend, explain_choice
 from aya_kernels.placement import Placement
 
 # Kernels by name, in order of preference: the platform, and the module of the passes.
-KERNELS: dict[str, tuple[str, Any]] = {"mosaic_tpu": ("tpu", mosaic_tpu)}
+KERNELS: dict[str, tuple[str, Any]] = {
+    "mosaic_tpu": ("tpu", mosaic_tpu),
+    "mosaic_gpu": ("cuda", mosaic_gpu),
+}
 
 PASSES: dict[str, tuple[Forward, Backward]] = {
     **{name: (module.forward, module.backward) for name, (_, module) in KERNELS.items()},
@@ -21,7 +24,7 @@ PASSES: dict[str, tuple[Forward, Backward]] = {
 }
 BACKENDS = {
     **{
-        name: Backend(flash(*PASSES[name]), platform, module.refuses)
+        name: Backend(flash(*PASSES[name]), platform, module.refuses, untried=platform == "cuda")
         for name, (platform, module) in KERNELS.items()
     },
     "xla": Backend(xla.xla_attention),
