@@ -1,23 +1,20 @@
-"""What differs between the releases of jax that are supported, and what jax has no public name for."""
+"""What differs between the releases of jax that are supported, and what has no public name in some."""
 
 import inspect
-from functools import partial
+from typing import Any
 
+import jax
 from jax._src.lib import cuda_versions
+from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams as InterpretGPUParams
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-__all__ = ["InterpretGPUParams", "cuda_runtime", "load"]
 
-try:
-    InterpretGPUParams = plgpu.InterpretGPUParams
-except AttributeError:  # before jax 0.12
-    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
-
-# Before jax 0.12 it took an index too; `load(ref.at[index], layout=...)` is right for all.
-if "idx" in inspect.signature(plgpu.load).parameters:
-    load = partial(plgpu.load, idx=())
-else:
-    load = plgpu.load
+def load(ref: Any, **options: Any) -> jax.Array:
+    """Return `plgpu.load(ref, **options)`, which took an index too before jax 0.12."""
+    plgpu_load: Any = plgpu.load
+    index = {"idx": ()} if "idx" in inspect.signature(plgpu_load).parameters else {}
+    loaded: jax.Array = plgpu_load(ref, **index, **options)
+    return loaded
 
 
 def cuda_runtime() -> int | None:

@@ -1,12 +1,8 @@
 """The kernels for Hopper: interpreted against NumPy float64, and lowered for CUDA with no GPU."""
 
-import os
-
-# The interpreter blocks one thread for each warpgroup, which a pool as large as two cores cannot give.
-os.environ.setdefault("NPROC", "8")
-
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,8 +20,8 @@ attention = flash(mosaic_gpu.forward, mosaic_gpu.backward)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compiled_once() -> Iterator[None]:
-    """The interpreter compiles a kernel again for each warpgroup of each block; once is enough."""
+def interpreter() -> Iterator[None]:
+    """An interpreter that looks for races and compiles a kernel once, and not for each warpgroup."""
     programs: dict[int, Any] = {}
     lock = threading.Lock()
 
@@ -41,6 +37,8 @@ def compiled_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(thread_map, "_run_jaxpr", run)
+        watchful = partial(mosaic_gpu.InterpretGPUParams, detect_races=True)
+        patch.setattr(mosaic_gpu, "InterpretGPUParams", watchful)
         yield
 
 
@@ -134,13 +132,16 @@ def run(o: Options, x: Inputs, g: jax.Array) -> tuple[jax.Array, ...]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_interpreted_agrees_with_the_definition(name: str) -> None:
+def test_interpreted_agrees_with_the_definition(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     case = CASES[name]
     rng = np.random.default_rng(0)
     query, key = (case.b, case.t, case.n, case.h), (case.b, case.s, case.k, case.h)
     arrays = [jnp.asarray(rng.normal(size=size), case.dtype) for size in (query, key, key, query)]
     o, x = request_of(case, *arrays[:3])
     found = [np.asarray(a, np.float64) for a in run(o, x, arrays[3])]
+    assert "RACE" not in capsys.readouterr().out
     truth = definition(case, *arrays)
     # Scores, and so the log-sum-exp, are float32; the rest is rounded to 8 or 11 bits, once as p or
     # ds and once as the result.
@@ -174,7 +175,7 @@ def test_lowered_for_cuda_with_no_gpu(h: int, every_option: bool) -> None:
     def number(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.int32) if every_option else None
 
-    def array(heads: int) -> jax.ShapeDtypeStruct:
+    def array(heads: int) -> Any:
         return jax.ShapeDtypeStruct((1, 8192, heads, h), jnp.bfloat16)
 
     ids = number(1, 8192), number(1, 8192)
@@ -190,7 +191,7 @@ def test_refuses_what_it_cannot_do() -> None:
     def why(
         h: int = 64, dtype: Any = jnp.bfloat16, scale: float = 1.0, capability: float = 9.0
     ) -> str | None:
-        array = jax.ShapeDtypeStruct((1, 8, 1, h), dtype)
+        array: Any = jax.ShapeDtypeStruct((1, 8, 1, h), dtype)
         here = Target("cuda", "", capability)
         return mosaic_gpu.refuses(here, Options(True, None, scale), Inputs(array, array, array))
 

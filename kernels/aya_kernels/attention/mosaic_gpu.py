@@ -102,7 +102,7 @@ class Ring(NamedTuple):
         """By the fetcher: wait until every slot is free again."""
 
         @pl.loop(steps, steps + self.slots)
-        def _(step):  # type: ignore[no-untyped-def]
+        def _(step: Any) -> None:
             plgpu.barrier_wait(self.free.at[lax.rem(step, self.slots)])
 
 
@@ -115,9 +115,8 @@ def _tile(count: int, rows: int, x: Arrays, swizzle: int = 128) -> Any:
 
 def _ring(slots: int, rows: int, x: Arrays, swizzle: int = 128, vector: bool = False) -> Ring:
     """Return a ring of tiles [rows, H], and with each a float32 `vector` [rows]."""
-    tiles = (_tile(slots, rows, x, swizzle),)
-    if vector:
-        tiles += (plgpu.SMEM((slots, rows), jnp.float32),)
+    vectors = (plgpu.SMEM((slots, rows), jnp.float32),) if vector else ()
+    tiles = (_tile(slots, rows, x, swizzle), *vectors)
     return Ring(
         tiles,
         plgpu.Barrier(num_arrivals=len(tiles), num_barriers=slots),
@@ -261,12 +260,12 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     i = lists.count.shape[1] - 1 - lax.axis_index("tile")
 
     @pl.when(wg == WORKERS)
-    def _():
+    def _() -> None:
         plgpu.set_max_registers(FETCHER_REGISTERS, action="decrease")
         _fetch_keys(x, lists, i, n, bk, k_ring, v_ring)
 
     @pl.when(wg < WORKERS)
-    def _():
+    def _() -> None:
         plgpu.set_max_registers(WORKER_REGISTERS, action="increase")
         first = (i * WORKERS + wg) * ROWS
         rows = (b, pl.ds(first, ROWS), n)
@@ -275,11 +274,11 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
         k_ring.start()
         v_ring.start()
 
-        def take_turn():
+        def take_turn() -> None:
             plgpu.barrier_arrive(turn)
             plgpu.barrier_wait(turn)
 
-        def attend(masked, step, _, block, carry):
+        def attend(masked: bool, step: Any, _: Any, block: Any, carry: Any) -> Any:
             acc, top, total = carry
             (k,) = k_ring.get(step)
             # The tensor cores go to the other worker as soon as this product is on its way.
@@ -327,7 +326,7 @@ def _fetch_keys(
     b = lax.axis_index("batch")
     head = lax.div(n, x.q.shape[2] // x.k.shape[2])
 
-    def fetch(_, step, __, block, ___):  # type: ignore[no-untyped-def]
+    def fetch(_: Any, step: Any, __: Any, block: Any, ___: Any) -> None:
         rows = (b, pl.ds(block * bk, bk), head)
         k_ring.put(step, x.k.at[rows])
         v_ring.put(step, x.v.at[rows])
@@ -366,12 +365,12 @@ def _backward_q_kernel(  # type: ignore[no-untyped-def]
     i = lists.count.shape[1] - 1 - lax.axis_index("tile")
 
     @pl.when(wg == WORKERS)
-    def _():
+    def _() -> None:
         plgpu.set_max_registers(FETCHER_REGISTERS, action="decrease")
         _fetch_keys(x, lists, i, n, bk, k_ring, v_ring)
 
     @pl.when(wg < WORKERS)
-    def _():
+    def _() -> None:
         plgpu.set_max_registers(WORKER_REGISTERS, action="increase")
         first = (i * WORKERS + wg) * ROWS
         rows = (b, pl.ds(first, ROWS), n)
@@ -382,8 +381,8 @@ def _backward_q_kernel(  # type: ignore[no-untyped-def]
         v_ring.start()
         lse, delta = (_read(a.at[b, n, pl.ds(first, ROWS)], BY_ROW) for a in (lse_ref, delta_ref))
 
-        def add(masked, step, _, block, dq):
-            def mask(s):
+        def add(masked: bool, step: Any, _: Any, block: Any, dq: jax.Array) -> jax.Array:
+            def mask(s: jax.Array) -> jax.Array:
                 return _masked(o, keys, x, s, first, block * bk, 0) if masked else s
 
             (k,), (v,) = k_ring.get(step), v_ring.get(step)
@@ -427,10 +426,10 @@ def _backward_kv_kernel(  # type: ignore[no-untyped-def]
     groups = x.q.shape[2] // x.k.shape[2]
 
     @pl.when(wg == WORKERS)
-    def _():
+    def _() -> None:
         plgpu.set_max_registers(FETCHER_REGISTERS, action="decrease")
 
-        def fetch(_, step, member, block, __):
+        def fetch(_: Any, step: Any, member: Any, block: Any, __: Any) -> None:
             n, queries = head * groups + member, pl.ds(block * bq, bq)
             q_ring.put(step, x.q.at[b, queries, n], lse_ref.at[b, n, queries])
             g_ring.put(step, g_ref.at[b, queries, n], delta_ref.at[b, n, queries])
@@ -440,7 +439,7 @@ def _backward_kv_kernel(  # type: ignore[no-untyped-def]
             ring.finish(lists.count[b, i] * groups)
 
     @pl.when(wg < WORKERS)
-    def _():
+    def _() -> None:
         plgpu.set_max_registers(WORKER_REGISTERS, action="increase")
         # Both accumulators of 64 rows of 256 would be all 255 registers of a thread: there the
         # workers share the rows, and each adds up half of the columns.
@@ -451,7 +450,7 @@ def _backward_kv_kernel(  # type: ignore[no-untyped-def]
         rows = (b, pl.ds(first, ROWS), head)
         k, v = k_tile.at[mine], v_tile.at[mine]
 
-        def fetch():
+        def fetch() -> None:
             plgpu.copy_gmem_to_smem(x.k.at[rows], k, ready.at[mine])
             plgpu.copy_gmem_to_smem(x.v.at[rows], v, ready.at[mine])
 
@@ -459,8 +458,8 @@ def _backward_kv_kernel(  # type: ignore[no-untyped-def]
         q_ring.start()
         g_ring.start()
 
-        def add(masked, step, _, block, carry):
-            def mask(s):
+        def add(masked: bool, step: Any, _: Any, block: Any, carry: Any) -> Any:
+            def mask(s: jax.Array) -> jax.Array:
                 return _masked(o, keys, x, s, block * bq, first, 1) if masked else s
 
             (q, lse), (g, delta) = q_ring.get(step), g_ring.get(step)
@@ -482,7 +481,7 @@ def _backward_kv_kernel(  # type: ignore[no-untyped-def]
         zeros = _laid(jnp.zeros((ROWS, width), jnp.float32), plgpu.Layout.WGMMA)
         dk, dv = _each_block(lists, i, groups, add, (zeros, zeros))
 
-        def meet():
+        def meet() -> None:
             plgpu.barrier_arrive(met)
             plgpu.barrier_wait(met)
 
