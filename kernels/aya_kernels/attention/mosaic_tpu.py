@@ -41,7 +41,7 @@ LANES = 128
 ROWS, KEYS = 1024, 512
 # The list of steps lies in SMEM, which has 1 MiB; longer sequences get longer blocks.
 STEPS = 1 << 17
-# The smallest VMEM of a v5e, v5p, v6e or v7x is 64 MiB. With these blocks the compiler asks for 8 MiB
+# The smallest VMEM of a v5e, v5p, v6e or v7x is 64 MiB. With these blocks the compiler asks for 5 MiB
 # (bfloat16, H = 128) to 26 MiB (float32, H = 256, backward); what is left is for its own prefetches.
 VMEM_BYTES = 32 << 20
 # Where the running maximum starts: below every score, and so far above MASKED that
