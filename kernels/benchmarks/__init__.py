@@ -1,0 +1,1 @@
+"""What the kernels cost: `python -m benchmarks` on the chip at hand, `benchmarks.compiled` with none."""
