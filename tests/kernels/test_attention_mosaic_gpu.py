@@ -65,8 +65,8 @@ def documents(*lengths: int) -> list[int]:
 
 
 CASES = {
-    # Tiles seen whole, in part and not at all; a window over several; padding at the end.
-    "packed": Case(300, 300, 64, window=140, ids=[documents(10, 130, 140, -20)] * 2),
+    # Blocks seen whole, in part and not at all; a tile that sees three, one more than a ring has slots.
+    "packed": Case(420, 420, 64, window=270, ids=[documents(128, 272, -20)] * 2),
     "both ways": Case(
         70, 150, 40, b=2, n=1, causal=False, softcap=2.0, window=60, offsets=(50, 7),
         dtype=jnp.float16,
