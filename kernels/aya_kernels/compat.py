@@ -19,4 +19,9 @@ def load(ref: Any, **options: Any) -> jax.Array:
 
 def cuda_runtime() -> int | None:
     """Return the version of the CUDA runtime, 12080 for 12.8.0, or None where there is none."""
-    return None if cuda_versions is None else int(cuda_versions.cuda_runtime_get_version())
+    if cuda_versions is None:
+        return None
+    try:
+        return int(cuda_versions.cuda_runtime_get_version())
+    except RuntimeError:  # jax's plugin is here and CUDA is not
+        return None

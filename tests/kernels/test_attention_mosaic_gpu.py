@@ -1,5 +1,6 @@
 """The kernels for Hopper: interpreted against NumPy float64, and lowered for CUDA with no GPU."""
 
+import re
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.pallas.mosaic.interpret import thread_map
+from jax.experimental import topologies
 
 from aya_kernels.attention import mosaic_gpu
 from aya_kernels.attention.flash import flash
@@ -167,27 +169,76 @@ def test_what_is_not_visible_is_not_read() -> None:
     assert np.isfinite(lse[..., :128]).all()
 
 
+def aya_8b(h: int, every_option: bool, sharding: Any = None) -> tuple[Options, Inputs, Any]:
+    """Return a call on 8,192 tokens, and the shape of the gradient to its output."""
+
+    def array(*shape: int, dtype: Any = jnp.bfloat16) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    def number(*shape: int) -> Any:
+        return array(*shape, dtype=jnp.int32) if every_option else None
+
+    q, k, v = (array(1, 8192, heads, h) for heads in (32, 8, 8))
+    ids = number(1, 8192), number(1, 8192)
+    options = Options(not every_option, 50.0 if every_option else None, h**-0.5)
+    return options, Inputs(q, k, v, *ids, number(), number(), number()), q
+
+
 @pytest.mark.parametrize("h", [64, 128, 256])
 @pytest.mark.parametrize("every_option", [False, True])
 def test_lowered_for_cuda_with_no_gpu(h: int, every_option: bool) -> None:
-    """At the shapes of Aya 8B, 8,192 tokens."""
-
-    def number(*shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, jnp.int32) if every_option else None
-
-    def array(heads: int) -> Any:
-        return jax.ShapeDtypeStruct((1, 8192, heads, h), jnp.bfloat16)
-
-    ids = number(1, 8192), number(1, 8192)
-    x = Inputs(array(32), array(8), array(8), *ids, number(), number(), number())
-    o = Options(not every_option, 50.0 if every_option else None, h**-0.5)
+    o, x, g = aya_8b(h, every_option)
     with target("cuda", "NVIDIA H100", 9.0):
-        assert mosaic_gpu.refuses(Target("cuda", "NVIDIA H100", 9.0), o, x) is None
-        lowered = run.trace(o, x, array(32)).lower(lowering_platforms=("cuda",))
+        lowered = run.trace(o, x, g).lower(lowering_platforms=("cuda",))
     assert lowered.as_text().count("@mosaic_gpu") == 3
 
 
-def test_refuses_what_it_cannot_do() -> None:
+# What XLA has to know of a chip that is not there (stream_executor/device_description.proto).
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 84978434048 cuda_compute_capability { major: 9 }
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 8 }
+runtime_version { major: 12 minor: 9 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("h", [64, 128, 256])
+@pytest.mark.parametrize("every_option", [False, True])
+def test_compiled_for_hopper_with_no_gpu(
+    h: int, every_option: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """To machine code by ptxas, where jax's plugin for CUDA 12 and `nvidia-cuda-nvcc-cu12` are."""
+    pytest.importorskip("jax_cuda12_plugin")
+    ptxas = pytest.importorskip("nvidia.cuda_nvcc").__path__[0]
+    monkeypatch.setenv("MOSAIC_GPU_CUDA_ROOT", ptxas)
+    monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
+    topology = topologies.get_topology_desc(
+        "h100", platform="cuda", topology="1x1x1", target_config=H100
+    )
+    sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
+    with target("cuda", "NVIDIA H100", 9.0):
+        compiled = run.lower(*aya_8b(h, every_option, sharding)).compile()
+    said = "".join(capfd.readouterr())
+    # Of the 240 registers a thread, next to nothing is kept in memory instead.
+    spilled = [int(size) for size in re.findall(r"stack frame, (\d+) bytes spill stores", said)]
+    assert len(spilled) == 3
+    assert max(spilled) <= 200
+    assert "serialized" not in said
+    # The scores of one head alone would be 128 MiB.
+    assert compiled.memory_analysis().temp_size_in_bytes < 2**24
+
+
+def test_refuses_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def why(
         h: int = 64, dtype: Any = jnp.bfloat16, scale: float = 1.0, capability: float = 9.0
     ) -> str | None:
@@ -201,3 +252,7 @@ def test_refuses_what_it_cannot_do() -> None:
     assert "float32" in str(why(dtype=jnp.float32))
     assert "320" in str(why(h=320))
     assert "scale" in str(why(scale=0.0))
+    monkeypatch.setattr(mosaic_gpu, "cuda_runtime", lambda: 12090)
+    assert "12.9" in str(why())
+    monkeypatch.setattr(mosaic_gpu, "cuda_runtime", lambda: 12091)
+    assert why() is None
