@@ -1,10 +1,11 @@
 # make run: set up and run the whole recipe on the built-in atlas. make test: set up and test.
+# make tpu-compile: compile every kernel for TPUs, with none at hand.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: run test study lint setup clean
+.PHONY: run test tpu-compile study lint setup clean
 
 run: setup
 	$(BIN)/aya run configs/recipes/tiny.gin --run_dir runs/tiny
@@ -13,7 +14,12 @@ study: setup
 	$(BIN)/aya run configs/recipes/tiny_study.gin --run_dir runs/study
 
 test: setup lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m 'not tpu_compile'
+
+# That libtpu can be imported is what keeps these tests from being skipped.
+tpu-compile: $(STAMP).tpu
+	$(BIN)/python -c 'import libtpu'
+	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(BIN)/python -m pytest -n 2 -m tpu_compile tests/kernels
 
 lint: setup
 	$(BIN)/ruff check .
@@ -26,6 +32,10 @@ $(STAMP): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d; call make PYTHON=/path/to/python3.11" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(STAMP).tpu: $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,tpu]'
 	@touch $@
 
 clean:

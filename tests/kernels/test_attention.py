@@ -19,6 +19,8 @@ import aya_kernels
 from aya_kernels.attention.api import BACKENDS
 from aya_kernels.attention.combine import combine
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 MASKED = -1e30
 # These take 16 bits only; what they do with float32 is to say so.
 SIXTEEN_BITS = {"mosaic_gpu"}
