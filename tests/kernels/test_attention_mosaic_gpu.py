@@ -151,7 +151,7 @@ def test_interpreted_agrees_with_the_definition(
     step = float(jnp.finfo(case.dtype).eps)
     for a, b in zip(found, truth, strict=True):
         assert a.shape == b.shape
-        assert np.abs(a - b).max() < step * np.abs(b).max()
+        assert np.abs(a - b).max() <= step * np.abs(b).max()
         assert not a[b == 0].any()
 
 
@@ -234,8 +234,9 @@ def test_compiled_for_hopper_with_no_gpu(
     assert len(spilled) == 3
     assert max(spilled) <= 200
     assert "serialized" not in said
+    memory: Any = compiled.memory_analysis()
     # The scores of one head alone would be 128 MiB.
-    assert compiled.memory_analysis().temp_size_in_bytes < 2**24
+    assert memory.temp_size_in_bytes < 2**24
 
 
 def test_refuses_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,6 +247,7 @@ def test_refuses_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
         here = Target("cuda", "", capability)
         return mosaic_gpu.refuses(here, Options(True, None, scale), Inputs(array, array, array))
 
+    monkeypatch.setattr(mosaic_gpu, "cuda_runtime", lambda: None)
     assert why() is None
     assert "Hopper" in str(why(capability=8.0))
     assert "Hopper" in str(why(capability=10.0))
