@@ -1,8 +1,8 @@
 """Compile the kernels for TPUs that are not here, at the shapes of real models, and read their memory.
 
 `python -m benchmarks.compiled` (from `kernels/`, with the extra `[tpu]`) prints the table of
-`docs/benchmarks.md`. HBM is what the compiler's `memory_analysis` says. VMEM is what each kernel was
-given in the end, which stands in its `tpu_custom_call` as `used_scoped_memory_configs`.
+`docs/benchmarks.md`. HBM is what the compiler's `memory_analysis` says. VMEM is what the compiler
+gave each kernel in the end, which stands in its `tpu_custom_call`.
 """
 
 import os
@@ -32,6 +32,8 @@ CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 HBM_BYTES = {"v5e": 16 << 30, "v5p": 95 << 30, "v6e": 32 << 30}
 VMEM_BYTES = {"v5e": 128 << 20, "v5p": 64 << 20, "v6e": 128 << 20}
 MIB = 1 << 20
+# How the compiler writes down a region of VMEM, which is memory space 1.
+MEMORY = r'"{}":\[{{"memory_space":"1","offset":"(\d+)","size":"(\d+)"'
 
 Array = tuple[tuple[int, ...], Any]  # a shape and a dtype
 
@@ -126,19 +128,20 @@ def logprob_case(
     tokens: int = 8192,
     vocabulary: int = 256_000,
     dtype: Any = jnp.bfloat16,
+    rows: tuple[int, ...] = (),
     mask: bool = False,
     forward: bool = False,
     **options: Any,
 ) -> Case:
     """Return linear_statistics, forward alone or with its gradients."""
     arrays: dict[str, Array] = {
-        "hidden": ((tokens, hidden), dtype),
+        "hidden": ((*rows, tokens, hidden), dtype),
         "weight": ((vocabulary, hidden), dtype),
-        "targets": ((tokens,), jnp.int32),
+        "targets": ((*rows, tokens), jnp.int32),
         "scale": ((), jnp.float32),
     }
     if mask:
-        arrays["mask"] = ((tokens,), jnp.bool_)
+        arrays["mask"] = ((*rows, tokens), jnp.bool_)
 
     def call(**arrays: Any) -> Any:
         found = aya_kernels.linear_statistics(**arrays)
@@ -169,7 +172,7 @@ CASES = {
     "logprob 8B, mask, softcap, entropy": logprob_case(mask=True, softcap=30.0, entropy=True),
     "logprob 32B": logprob_case(8192),
     "logprob float32": logprob_case(1024, tokens=1000, vocabulary=50_001, dtype=jnp.float32),
-    "logprob 32B, vocabulary on 4 chips": logprob_case(8192, mask=True)._replace(
+    "logprob 32B, vocabulary on 4 chips": logprob_case(8192, rows=(1,), mask=True)._replace(
         split={"weight": 0}, axis="vocabulary"
     ),
 }
@@ -219,22 +222,27 @@ def compile_case(case: Case, chip: str) -> Cost:
     with aya_kernels.target("tpu", chips[0].device_kind):
         compiled = jax.jit(run).lower(**shapes).compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    vmem = [
-        int(size)
-        for line in text.splitlines()
-        if 'custom_call_target="tpu_custom_call"' in line
-        for size in re.findall(
-            r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"',
-            line,
-        )
-    ]
+    kernels = [line for line in text.splitlines() if 'call_target="tpu_custom_call"' in line]
     return Cost(
         memory.argument_size_in_bytes,
         memory.output_size_in_bytes,
         memory.temp_size_in_bytes,
-        vmem,
+        [vmem_bytes(line) for line in kernels],
         largest_array(text),
     )
+
+
+def vmem_bytes(line: str) -> int:
+    """Return what the kernel in a line of a program's text takes of VMEM.
+
+    Its region starts at an offset, below which the compiler keeps arrays of the program; what is used
+    is told from 0 on.
+    """
+    (start, _), (first, size) = (
+        map(int, re.search(MEMORY.format(kind), line).groups())
+        for kind in ("scoped_memory_configs", "used_scoped_memory_configs")
+    )
+    return first + size - start
 
 
 def largest_array(text: str) -> int:
