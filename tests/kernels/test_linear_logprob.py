@@ -376,25 +376,6 @@ def test_the_reference_makes_the_logits() -> None:
     assert fat.memory_analysis().temp_size_in_bytes >= 512 * 65_536 * 4
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_mosaic_lowers_for_a_tpu(dtype: Any) -> None:
-    def both(hidden: Any, weight: Any, targets: Any, mask: Any) -> Any:
-        def loss(hidden: Any, weight: Any) -> Any:
-            out = aya_kernels.linear_statistics(
-                hidden, weight, targets, mask=mask, softcap=30.0, entropy=True, argmax=True
-            )
-            return out.logp.sum() + out.entropy.sum(), out.argmax
-
-        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(hidden, weight)
-
-    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in ((8192, 4096), (256_000, 4096))]
-    arrays += [jax.ShapeDtypeStruct((8192,), kind) for kind in (jnp.int32, jnp.bool_)]
-    with aya_kernels.target("tpu", "TPU v5 lite"):
-        assert aya_kernels.explain("linear_logprob", *arrays[:3]).chosen == "mosaic_tpu"
-        lowered = jax.jit(both).trace(*arrays).lower(lowering_platforms=("tpu",))
-    assert lowered.as_text().count("tpu_custom_call") == 1
-
-
 def test_which_backend_and_why_not_another() -> None:
     hidden, weight = (jax.ShapeDtypeStruct((n, 8), jnp.float16) for n in (4, 50))
     targets = jax.ShapeDtypeStruct((4,), jnp.int32)

@@ -1,19 +1,22 @@
 """The gradient of the sums, shared by every backend that never holds the logits.
 
-Each chunk of scores is made again from the inputs; with the kept maximum of each token that is all
-that its gradient needs. So a chunk takes three products of tokens x columns x D: the scores, the
-gradient to hidden and the one to the weight. Two kernels that keep the scores in registers (one sums
-over the vocabulary for hidden, one over tokens for the weight) would make the scores twice, four
-products, since neither sum can be carried by the other's loop. Here the price is the traffic of the
-chunk: float32 scores written and read, their gradient written once and read twice in the dtype of
-the inputs, and the float32 gradient to hidden read and written, at most 14 + 8 * D / C bytes a score
-in bfloat16 (C columns) against 6 * D operations. At D = 4096 and C = 4096 that is 22 bytes for 24,576
-operations, 1,100 operations a byte; chips balance at 170 (TPU v5p), 240 (v5e), 300 (H100) and 560
-(v6e). Even where nothing overlaps, it costs less than a fourth product on all but the last, and
-XLA's TPU compiler joins the elementwise part to the products, which leaves half of it.
+Each piece of the scores, B tokens x C columns, is made again from the inputs; with the kept maximum of
+each token that is all that its gradient needs. So a piece takes three products: the scores, the gradient
+to hidden and the one to the weight. Two kernels that keep their scores on the chip (one sums over the
+vocabulary for hidden, one over tokens for the weight) would make the scores twice, four products,
+since neither loop can carry the other's sum.
 
-The vocabulary is the outer and only loop: a row of the weight's gradient is then whole after one
-chunk, and is written once, in the dtype of the weight, with no float32 copy [V, D] of it.
+What that saves has its price in traffic. For each score, in bfloat16: 8 bytes of the float32 score
+written and read (none where the compiler joins the elementwise part to the product, as XLA does for
+TPUs), 6 of its gradient, written once and read twice, and 8 * D / C and 8 * D / B for the two float32
+sums, read and written. At D = B = C = 4096 that is 30 bytes for 6 * D = 24,576 operations, 820
+operations a byte; chips balance at about 170 (TPU v5p), 240 (v5e), 300 (H100) and 560 (v6e). So even
+where nothing overlaps it comes to about as much as the fourth product (a third of the three) on most
+chips, and the sums overlap with the products that they belong to. These are sums on paper, not
+measurements.
+
+The vocabulary is the outer loop: a row of the weight's gradient is whole after one chunk, and is
+written once, in the dtype of the weight, with no float32 copy [V, D] of it.
 """
 
 import jax
