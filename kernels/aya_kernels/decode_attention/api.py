@@ -1,6 +1,6 @@
 """The signature of decode_attention, and the choice of its backend."""
 
-from typing import Any, Literal, overload
+from typing import Any
 
 import jax
 
@@ -22,26 +22,6 @@ BACKENDS = {
 }
 
 
-@overload
-def decode_attention(
-    q: jax.Array,
-    k_cache: jax.Array,
-    v_cache: jax.Array,
-    lengths: jax.Array,
-    *,
-    return_lse: Literal[False] = ...,
-    **options: Any,
-) -> jax.Array: ...
-@overload
-def decode_attention(
-    q: jax.Array,
-    k_cache: jax.Array,
-    v_cache: jax.Array,
-    lengths: jax.Array,
-    *,
-    return_lse: Literal[True],
-    **options: Any,
-) -> tuple[jax.Array, jax.Array]: ...
 def decode_attention(
     q: jax.Array,
     k_cache: jax.Array,
@@ -55,7 +35,7 @@ def decode_attention(
     return_lse: bool = False,
     placement: Placement | None = None,
     backend: str | None = None,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+) -> Any:
     """Attention of a sequence's newest tokens over the filled part of its key and value cache.
 
     Only what is filled is read, and of that only what the window shows. Not differentiable.
@@ -134,7 +114,7 @@ def request(
     options = Options(softcap, float(q.shape[-1] ** -0.5 if scale is None else scale))
     if q.ndim == 3:
         q = _one_token(q)
-    numbers = [None if a is None else int32(a) for a in (lengths, page_table, window)]
+    numbers: Any = [None if a is None else int32(a) for a in (lengths, page_table, window)]
     return options, Inputs(q, k_cache, v_cache, *numbers)
 
 

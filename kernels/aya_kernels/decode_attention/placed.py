@@ -16,7 +16,6 @@ def on_mesh(backend: Backend, place: Placement) -> Backend:
     Pages are shared by all rows, so that every device has all of them, with its own heads. The backend
     is refused where rows or key heads do not divide into the parts of the mesh.
     """
-    specs = _specs(place)
 
     def refuses(target: Target, o: Options, x: Inputs) -> str | None:
         for name, length, axes in (
@@ -28,46 +27,44 @@ def on_mesh(backend: Backend, place: Placement) -> Backend:
                     f"{length} {name} do not divide into the {place.parts(axes)} parts of the mesh "
                     f"axes {axes}"
                 )
-        return backend.refuses(target, o, _local(x, specs(x), place))
+        return backend.refuses(target, o, _local(x, place))
 
     def run(o: Options, x: Inputs) -> tuple[jax.Array, jax.Array]:
-        lse = PartitionSpec(place.batch, place.heads, None)
+        specs, lse = _specs(x, place), PartitionSpec(place.batch, place.heads, None)
         return jax.shard_map(
             lambda x: backend.run(o, x),
             mesh=place.mesh,
-            in_specs=(specs(x),),
-            out_specs=(specs(x).q, lse),
+            in_specs=(specs,),
+            out_specs=(specs.q, lse),
             check_vma=False,
         )(x)
 
     return Backend(run, backend.platform, refuses)
 
 
-def _specs(place: Placement) -> Any:
-    """Return a function of the inputs to the place of each of them."""
+def _specs(x: Inputs, place: Placement) -> Inputs:
+    """Return the place of each of the inputs."""
     rows, heads = place.batch, place.heads
-
-    def specs(x: Inputs) -> Any:
-        cache = PartitionSpec(rows if x.page_table is None else None, None, heads, None)
-        all_specs = Inputs(
-            q=PartitionSpec(rows, None, heads, None),
-            k_cache=cache,
-            v_cache=cache,
-            lengths=PartitionSpec(rows),
-            page_table=PartitionSpec(rows, None),
-            window=PartitionSpec(),
-        )
-        return Inputs(*(None if a is None else spec for a, spec in zip(x, all_specs, strict=True)))
-
-    return specs
+    cache = PartitionSpec(rows if x.page_table is None else None, None, heads, None)
+    places: Any = {
+        "q": PartitionSpec(rows, None, heads, None),
+        "k_cache": cache,
+        "v_cache": cache,
+        "lengths": PartitionSpec(rows),
+        "page_table": None if x.page_table is None else PartitionSpec(rows, None),
+        "window": None if x.window is None else PartitionSpec(),
+    }
+    return Inputs(**places)
 
 
-def _local(x: Inputs, specs: Any, place: Placement) -> Inputs:
+def _local(x: Inputs, place: Placement) -> Any:
     """Return the shapes that a device has."""
 
     def part(length: int, axes: Axes | None) -> int:
         return length // place.parts(axes or ())
 
     return jax.tree.map(
-        lambda a, spec: jax.ShapeDtypeStruct(tuple(map(part, a.shape, spec)), a.dtype), x, specs
+        lambda a, spec: jax.ShapeDtypeStruct(tuple(map(part, a.shape, spec)), a.dtype),
+        x,
+        _specs(x, place),
     )

@@ -31,7 +31,9 @@ BLOCK_BYTES = 16 << 10
 CHUNKS = (128, 512)
 PROGRAMS = 1024
 # The output of a program lies in registers: four warps have 64 numbers a lane for it.
-MOST_OUTPUT = 1 << 14
+MOST_OUTPUT = 1 << 13
+# Products of float32 go without tensor cores, which takes so many registers that four warps would spill.
+WARPS = {jnp.dtype(jnp.bfloat16): 4, jnp.dtype(jnp.float32): 8}
 
 
 class Tiling(NamedTuple):
@@ -159,7 +161,7 @@ def triton_decode_attention(o: Options, x: Inputs) -> tuple[jax.Array, jax.Array
             jax.ShapeDtypeStruct((t.chunks, b, kv_heads, rows, h), jnp.float32),
             jax.ShapeDtypeStruct((t.chunks, b, kv_heads, rows), jnp.float32),
         ],
-        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS[x.q.dtype], num_stages=2),
         interpret=interpreted(),
     )(
         jnp.stack([*seen, seen.first(queries)]),
