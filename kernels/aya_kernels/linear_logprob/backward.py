@@ -47,11 +47,10 @@ def backward(
         def step(start: int | jax.Array, tokens: int, carry: Pair) -> Pair:
             d_hidden, d_rows = carry
             block = block_of(x, start, tokens)
-            block_top, *block_g = (
-                None if a is None else cut(a, start, tokens)[:, None]
-                for a in (top, g.total, g.picked, g.moment)
+            part = jax.tree.map(
+                lambda a: cut(a, start, tokens)[:, None], g._replace(top=top, best=None)
             )
-            d_scores = _d_scores(o, block, chunk, block_top, *block_g)
+            d_scores = _d_scores(o, block, chunk, part)
             d_block = jnp.dot(d_scores, chunk.rows, preferred_element_type=jnp.float32)
             d_rows = d_rows + jnp.einsum(
                 "tc,td->cd", d_scores, block.hidden, preferred_element_type=jnp.float32
@@ -77,15 +76,15 @@ def _d_scores(
     o: Options,
     x: Inputs,
     chunk: Chunk,
-    top: jax.Array,
-    g_total: jax.Array,
-    g_picked: jax.Array,
-    g_moment: jax.Array | None,
+    g: Sums,
 ) -> jax.Array:
-    """Return the gradient [T, C] to a chunk's products, less the factor `scale`; the rest is [T, 1]."""
+    """Return the gradient [T, C] to a chunk's products, less the factor `scale`.
+
+    Of `g`, [T, 1], the top is the maxima and the rest the gradients to the sums.
+    """
     scores, slope = chunk.scores(o, x)
-    below = scores - top
-    slant = g_total if g_moment is None else g_total + g_moment * (1.0 + below)
+    below = scores - g.top
+    slant = g.total if g.moment is None else g.total + g.moment * (1.0 + below)
     hit = x.targets[:, None] == chunk.columns
-    d_scores = (jnp.exp(below) * slant + jnp.where(hit, g_picked, 0.0)) * slope
+    d_scores = (jnp.exp(below) * slant + jnp.where(hit, g.picked, 0.0)) * slope
     return jnp.where(chunk.fresh, d_scores, 0.0).astype(x.hidden.dtype)

@@ -6,6 +6,7 @@ Shapes: T tokens, V rows of the vocabulary, D hidden size.
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 # Stands for minus infinity: finite, so that exp(top - new_top) is never exp(inf - inf).
 MASKED = -1e30
@@ -28,7 +29,8 @@ class Inputs(NamedTuple):
     targets: jax.Array  # int32 [T]
     scale: jax.Array  # float32 []
     mask: jax.Array | None = None  # bool [T]; None: every token counts
-    count: jax.Array | None = None  # int32 []: only the first `count` tokens count; None: see mask
+    # int32 []: only the first `count` tokens count, and the mask says so too; None: no such order.
+    count: jax.Array | None = None  # type: ignore[assignment]
 
 
 class Sums(NamedTuple):
@@ -55,3 +57,10 @@ class Statistics(NamedTuple):
     lse: jax.Array  # float32: log-sum-exp of the scores
     entropy: jax.Array | None  # float32, in nats
     argmax: jax.Array | None  # int32: the likeliest word, the first of equals
+
+
+def masked(found: Statistics, mask: jax.Array | None) -> Statistics:
+    """Return the statistics with 0 where the mask is False."""
+    if mask is None:
+        return found
+    return jax.tree.map(lambda a: jnp.where(mask, a, 0), found)

@@ -1,6 +1,7 @@
 """The linear log-probability on a mesh: every device has its tokens and its rows of the vocabulary."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -34,17 +35,17 @@ def on_mesh(run: Run, place: Placement) -> Run:
                     f"of the mesh axes {axes}"
                 )
         tokens = PartitionSpec(place.batch, place.sequence)
-        specs = Inputs(
-            hidden=tokens,
-            weight=PartitionSpec(place.vocabulary),
-            targets=tokens,
-            scale=PartitionSpec(),
-            mask=None if x.mask is None else tokens,
-        )
+        specs: dict[str, Any] = {
+            "hidden": tokens,
+            "weight": PartitionSpec(place.vocabulary),
+            "targets": tokens,
+            "scale": PartitionSpec(),
+            "mask": None if x.mask is None else tokens,
+        }
         return jax.shard_map(
             lambda x: over_tokens(run)(o, x),
             mesh=place.mesh,
-            in_specs=(specs,),
+            in_specs=(Inputs(**specs),),
             out_specs=tokens,
             check_vma=False,
         )(x)

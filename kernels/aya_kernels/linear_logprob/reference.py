@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from aya_kernels.backends import Target
-from aya_kernels.linear_logprob.inputs import Inputs, Options, Statistics
+from aya_kernels.linear_logprob.inputs import Inputs, Options, Statistics, masked
 
 
 def reference_linear_logprob(o: Options, x: Inputs) -> Statistics:
@@ -22,9 +22,7 @@ def reference_linear_logprob(o: Options, x: Inputs) -> Statistics:
         entropy=-(jnp.exp(logprobs) * logprobs).sum(1) if o.entropy else None,
         argmax=scores.argmax(1).astype(jnp.int32) if o.argmax else None,
     )
-    if x.mask is None:
-        return found
-    return jax.tree.map(lambda a: jnp.where(x.mask, a, 0), found)
+    return masked(found, x.mask)
 
 
 def refuses(target: Target, o: Options, x: Inputs) -> str | None:

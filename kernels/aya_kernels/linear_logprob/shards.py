@@ -10,7 +10,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-from aya_kernels.linear_logprob.inputs import Inputs, Options, Statistics, Sums
+from aya_kernels.linear_logprob.inputs import Inputs, Options, Statistics, Sums, masked
 
 Arrays = TypeVar("Arrays")
 
@@ -54,10 +54,11 @@ def statistics(o: Options, x: Inputs, sums: Sums) -> Statistics:
     total, picked, moment, best = sums.total, sums.picked, sums.moment, sums.best
     if x.mask is not None:
         # The sums of a token that does not count may be anything.
-        top, picked, moment, best = (
-            None if a is None else jnp.where(x.mask, a, 0) for a in (top, picked, moment, best)
+        top, picked, total = (
+            jnp.where(x.mask, a, neutral)
+            for a, neutral in ((top, 0.0), (picked, 0.0), (total, 1.0))
         )
-        total = jnp.where(x.mask, total, 1.0)
+        moment = None if moment is None else jnp.where(x.mask, moment, 0.0)
     if o.axes:
         row = x.targets - _first_row(o, x)
         here = (row >= 0) & (row < x.weight.shape[0])
@@ -76,6 +77,4 @@ def statistics(o: Options, x: Inputs, sums: Sums) -> Statistics:
     log_total = jnp.log(total)
     entropy = None if moment is None else log_total - moment / total
     found = Statistics(picked - log_total, top + log_total, entropy, best)
-    if x.mask is None:
-        return found
-    return jax.tree.map(lambda a: jnp.where(x.mask, a, 0), found)
+    return masked(found, x.mask)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +35,12 @@ def streamed(forward: Callable[[Options, Inputs], Sums]) -> Callable[[Options, I
 
     def sums_backward(o: Options, kept: tuple[Inputs, jax.Array], g: Sums) -> tuple[Inputs]:
         x, top = kept
-        if x.count is not None:
+        if x.count is not None and x.mask is not None:
             # Nothing is known of the tokens left out: no score reaches this top, none has a gradient.
             top = jnp.where(x.mask, top, -MASKED)
         d_hidden, d_weight, d_scale = backward(o, x, top, g)
-        return (Inputs(d_hidden, d_weight, None, d_scale),)
+        none: Any = None
+        return (Inputs(d_hidden, d_weight, none, d_scale),)
 
     sums.defvjp(sums_forward, sums_backward)
 
