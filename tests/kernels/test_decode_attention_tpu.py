@@ -1,4 +1,4 @@
-"""decode_attention compiled for TPUs that are only described, at the sizes of Aya."""
+"""decode_attention's kernel for TPUs: its list of steps, and compiling for chips only described."""
 
 import os
 import re
@@ -7,9 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import aya_kernels
+from aya_kernels.decode_attention import mosaic_tpu
+from aya_kernels.decode_attention.inputs import Inputs
 
 CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 # What a kernel takes, as the compiler writes it into the text of the program.
@@ -99,3 +102,35 @@ def test_caches_that_would_be_copied_are_refused() -> None:
             assert told.chosen == "mosaic_tpu"
         else:
             assert told.chosen == "xla" and reason in told.others["mosaic_tpu"]
+
+
+@pytest.mark.parametrize("window", [None, 10, 1000])
+@pytest.mark.parametrize("queries", [1, 3])
+def test_as_many_steps_as_rows_have_filled(queries: int, window: int | None) -> None:
+    lengths = np.array([0, 1, 8, 9, 64, 500, 0, 37], np.int32)
+    cache = jnp.zeros((len(lengths), 512, 1, 8))
+    x = Inputs(
+        jnp.zeros((len(lengths), queries, 2, 8)),
+        cache,
+        cache,
+        jnp.asarray(lengths),
+        window=None if window is None else jnp.int32(window),
+    )
+    t = mosaic_tpu.Tiling.of(x)
+    assert t.parts == 2 and t.slots == 8
+    steps, held = mosaic_tpu._steps(x, t)
+    # In numbers: the blocks of slots that hold what the earliest or the latest query of a row sees.
+    want = []
+    for b, length in enumerate(lengths):
+        first = 0 if window is None else max(0, length - window - queries + 1)
+        want += [(b, j) for j in range(first // t.slots, -(-length // t.slots))]
+    got = []
+    for part, count in enumerate(steps.counts):
+        mine = slice(part * t.length, part * t.length + int(count))
+        pairs = list(zip(steps.rows[mine].tolist(), steps.steps[mine].tolist(), strict=True))
+        assert pairs == sorted(pairs)
+        assert {b for b, _ in pairs} == set(np.flatnonzero(held[part]))
+        got += pairs
+    assert sorted(got) == want
+    # The two cores have the same to do, but for the odd step of a row.
+    assert abs(int(steps.counts[0] - steps.counts[1])) <= 2

@@ -9,8 +9,8 @@ All heads of a slot lie together in HBM, interleaved in tiles, so they are copie
 together: every query meets the keys of every head, [T * N, slots * K], and the mask leaves it its own.
 The matrix unit streams the keys once whoever they are for, and the unit has rows to spare, so the
 products cost as if each head had its own; what the vector unit does more is far below the copying:
-for 32 heads of 128 a slot is 4 KiB of bfloat16, which a v5e copies in 7 cycles, and a quarter of a
-register of scores.
+for 32 heads that share 8 key heads of 128 a slot is 4 KiB of bfloat16, which takes a v5e 7 cycles to
+copy, and its scores are a quarter of a register.
 
 The rows are split along their slots (Flash-Decoding) into as many parts as the chip has cores, whose
 results are combined: both cores of a v5p have the same to do, however ragged the rows.

@@ -25,9 +25,9 @@ from aya_kernels.decode_attention.inputs import Inputs, Options, Seen
 # which all cards of compute capability 8.0 have. An H200 needs some 3 MB on their way (4.8 TB/s times a
 # latency below a microsecond), which is 23 KiB for each of its 132 processors.
 BLOCK_BYTES = 16 << 10
-# Slots of a chunk. Its results are 8 bytes for every 2 R bytes of 16-bit keys and values at the longest,
-# written and read again: 1.6 % of the traffic. Shorter chunks where else there were too few
-# programs to fill a card several times over.
+# Slots of a chunk. Its results, R lines of float32 that are written and read again, are 8 R bytes for
+# every 2,048 of 16-bit keys and values at the longest, 1.6 % where R = 4. Chunks are shorter where there
+# would be too few programs to fill a card several times over.
 CHUNKS = (128, 512)
 PROGRAMS = 1024
 # The output of a program lies in registers: four warps have 64 numbers a lane for it.
