@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aya_kernels
-from aya_kernels.linear_logprob import chunks, mosaic_tpu, tokens, xla
+from aya_kernels.linear_logprob import chunks, mosaic_tpu, tokens, triton, xla
 from aya_kernels.linear_logprob.inputs import Inputs, Options
 
-BACKENDS = ["reference", "xla", "mosaic_tpu"]
+BACKENDS = ["reference", "xla", "mosaic_tpu", "triton"]
 # Those that never make the logits.
-STREAMED = {"xla": xla.forward, "mosaic_tpu": mosaic_tpu.forward}
+STREAMED = {"xla": xla.forward, "mosaic_tpu": mosaic_tpu.forward, "triton": triton.forward}
 # More than one chunk of columns, and no multiple of any.
 MANY = 10_001
 

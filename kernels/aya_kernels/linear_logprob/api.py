@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from aya_kernels.backends import Backend, choose
-from aya_kernels.linear_logprob import mosaic_tpu, reference, xla
+from aya_kernels.linear_logprob import mosaic_tpu, reference, triton, xla
 from aya_kernels.linear_logprob.inputs import Inputs, Options, Statistics
 from aya_kernels.linear_logprob.placed import on_mesh, over_tokens
 from aya_kernels.linear_logprob.streamed import streamed
@@ -13,6 +13,7 @@ from aya_kernels.placement import Placement
 # In order of preference.
 BACKENDS = {
     "mosaic_tpu": Backend(streamed(mosaic_tpu.forward), "tpu", mosaic_tpu.refuses),
+    "triton": Backend(streamed(triton.forward), "cuda", triton.refuses),
     "xla": Backend(streamed(xla.forward)),
     "reference": Backend(reference.reference_linear_logprob, refuses=reference.refuses),
 }
