@@ -37,7 +37,7 @@ BLOCK_BYTES = 16 << 10
 TILE_BYTES = {"forward": 32 << 10, "backward": 16 << 10}
 LONGEST = {"forward": (128, 64), "backward": (64, 64)}
 LOG2E = math.log2(math.e)
-# Below every score and above the masked ones, so that a row that sees nothing sums exp2(-inf).
+# Below every score and above minus infinity, so that a row that sees nothing sums exp2(-inf).
 FLOOR = -1e29
 
 
@@ -151,12 +151,16 @@ def _along(vector: jax.Array, axis: int) -> jax.Array:
     return vector[:, None] if axis == 0 else vector[None]
 
 
-def _capped(o: Options, products: jax.Array) -> tuple[jax.Array, jax.Array | float]:
-    """Return scores times log2(e), for exp2, and the slope of the cap."""
+def _unit(o: Options) -> float:
+    """Return what takes `_capped` products to scores."""
+    return o.scale if o.softcap is None else o.softcap
+
+
+def _capped(o: Options, products: jax.Array) -> jax.Array:
+    """Return products as they are without a softcap, else `tanh(scale * products / softcap)`."""
     if o.softcap is None:
-        return products * (o.scale * LOG2E), 1.0
-    squashed = jnp.tanh(products * (o.scale / o.softcap))
-    return squashed * (o.softcap * LOG2E), 1.0 - squashed * squashed
+        return products
+    return jnp.tanh(products * (o.scale / o.softcap))
 
 
 def _visible(
@@ -197,17 +201,19 @@ def _forward_kernel(o: Options, cut: Cut, x, lists, out_ref, lse_ref) -> None:  
     head = lax.div(n, x.q.shape[2] // x.k.shape[2])
     rows = _rows_of(i, cut.kept)
     q = _load(x.q, b, rows, n)
+    base = _unit(o) * LOG2E
 
     def attend(masked: bool, block: Any, carry: Any) -> Any:
         acc, top, total = carry
         columns = _rows_of(block, cut.passing)
         k = _load(x.k, b, columns, head, masked)
-        s, _ = _capped(o, _dot(q, k, transposed=True))
+        s = _capped(o, _dot(q, k, transposed=True))
         if masked:
-            s = jnp.where(_visible(o, x, b, rows, columns, 0), s, MASKED)
+            s = jnp.where(_visible(o, x, b, rows, columns, 0), s, -jnp.inf)
         new_top = jnp.maximum(top, s.max(1))
-        shrink = jnp.exp2(top - new_top)
-        p = jnp.exp2(s - new_top[:, None])
+        # Only differences are scaled: a scaled score of 1e4 would be a thousandth off.
+        shrink = jnp.exp2((top - new_top) * base)
+        p = jnp.exp2((s - new_top[:, None]) * base)
         v = _load(x.v, b, columns, head, masked)
         acc = acc * shrink[:, None] + _dot(p.astype(v.dtype), v)
         return acc, new_top, total * shrink + p.sum(1)
@@ -218,7 +224,7 @@ def _forward_kernel(o: Options, cut: Cut, x, lists, out_ref, lse_ref) -> None:  
     seeing = total > 0
     total = jnp.where(seeing, total, 1.0)
     _store(out_ref, b, rows, n, acc / total[:, None])
-    lse = jnp.where(seeing, top * (1 / LOG2E) + jnp.log(total), MASKED)
+    lse = jnp.where(seeing, top * _unit(o) + jnp.log(total), MASKED)
     plgpu.store(lse_ref.at[b, n, rows], lse, mask=rows < lse_ref.shape[2])
 
 
@@ -231,11 +237,12 @@ def _gradient(
     seen: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the weights of a block and the gradient to its scores, less the scale."""
-    s, slope = _capped(o, products)
-    p = jnp.exp2(s - lse * LOG2E)
+    s = _capped(o, products)
+    p = jnp.exp(s * _unit(o) - lse)
     if seen is not None:
         p = jnp.where(seen, p, 0.0)
-    return p, p * (d_weights - delta) * slope
+    ds = p * (d_weights - delta)
+    return p, ds if o.softcap is None else ds * (1.0 - s * s)
 
 
 def _backward_q_kernel(  # type: ignore[no-untyped-def]
@@ -344,4 +351,6 @@ def refuses(target: Target, o: Options, x: Inputs) -> str | None:
         )
     if x.q.shape[-1] > LONGEST_HEAD:
         return f"it takes heads of at most {LONGEST_HEAD}, and these have {x.q.shape[-1]}"
+    if o.scale <= 0:
+        return f"it takes a scale above 0, and not {o.scale}"
     return None
