@@ -1,7 +1,6 @@
 """The kernels for Hopper: interpreted against NumPy float64, and lowered for CUDA with no GPU."""
 
 import re
-import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.pallas.mosaic.interpret import thread_map
 from jax.experimental import topologies
 
 from aya_kernels.attention import mosaic_gpu
@@ -22,25 +20,11 @@ attention = flash(mosaic_gpu.forward, mosaic_gpu.backward)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def interpreter() -> Iterator[None]:
-    """An interpreter that looks for races and compiles a kernel once, and not for each warpgroup."""
-    programs: dict[int, Any] = {}
-    lock = threading.Lock()
-
-    def run(jaxpr: Any, consts: Any, *args: Any) -> None:
-        def call(consts: Any, *args: Any) -> None:
-            jax.core.eval_jaxpr(jaxpr, consts, *args)
-
-        with lock:
-            if id(jaxpr) not in programs:
-                compiled = jax.jit(call).lower(consts, *args).compile()
-                programs[id(jaxpr)] = jaxpr, compiled
-        programs[id(jaxpr)][1](consts, *args)
-
+def watchful(compiled_once: None) -> Iterator[None]:
+    """An interpreter that looks for races."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(thread_map, "_run_jaxpr", run)
-        watchful = partial(mosaic_gpu.InterpretGPUParams, detect_races=True)
-        patch.setattr(mosaic_gpu, "InterpretGPUParams", watchful)
+        params = partial(mosaic_gpu.InterpretGPUParams, detect_races=True)
+        patch.setattr(mosaic_gpu, "InterpretGPUParams", params)
         yield
 
 
