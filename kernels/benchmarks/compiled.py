@@ -41,12 +41,14 @@ Array = tuple[tuple[int, ...], Any]  # a shape and a dtype
 class Case(NamedTuple):
     """A program of one operation: arrays by name, those to differentiate by, and how it is called.
 
-    `split` names the axis of each array that is split over the chips of the topology, where it is a
+    `most` is how many bytes of temporaries in HBM it may have on a chip: far less than the scores, a
+    copy of a cache or the logits. `split` names the axis of each array that is split over the chips of the topology, where it is a
     program of several.
     """
 
     call: Callable[..., Any]
     arrays: dict[str, Array]
+    most: int
     by: tuple[str, ...] = ()
     options: dict[str, Any] | None = None
     split: dict[str, int] | None = None
@@ -97,7 +99,9 @@ def attention_case(
         ids = None if q_ids is None else (q_ids, kv_ids)
         return aya_kernels.attention(q, k, v, segment_ids=ids, return_lse=True, **rest)
 
-    return Case(call, arrays, ("q", "k", "v"), options)
+    # A few arrays as large as q, which are as long as the sequence and not as its square.
+    most = 8 * tokens * n * size * jnp.dtype(dtype).itemsize
+    return Case(call, arrays, most, ("q", "k", "v"), options)
 
 
 def decode_case(
@@ -120,7 +124,8 @@ def decode_case(
         arrays["page_table"] = ((rows, slots // page), jnp.int32)
     if window:
         arrays["window"] = ((), jnp.int32)
-    return Case(partial(aya_kernels.decode_attention, return_lse=True), arrays, (), options)
+    most = math.prod(cache) * jnp.dtype(dtype).itemsize // 10
+    return Case(partial(aya_kernels.decode_attention, return_lse=True), arrays, most, (), options)
 
 
 def logprob_case(
@@ -147,7 +152,8 @@ def logprob_case(
         found = aya_kernels.linear_statistics(**arrays)
         return found if forward else (found.logp, found.lse, found.entropy)
 
-    return Case(call, arrays, () if forward else ("hidden", "weight", "scale"), options)
+    by = () if forward else ("hidden", "weight", "scale")
+    return Case(call, arrays, tokens * vocabulary * 4 // 10, by, options)
 
 
 # Every kernel and every option at least once; not their product.
@@ -171,7 +177,7 @@ CASES = {
     "logprob 8B": logprob_case(),
     "logprob 8B, mask, softcap, entropy": logprob_case(mask=True, softcap=30.0, entropy=True),
     "logprob 32B": logprob_case(8192),
-    "logprob float32": logprob_case(1024, tokens=1000, vocabulary=50_001, dtype=jnp.float32),
+    "logprob float32": logprob_case(1024, tokens=8191, vocabulary=100_001, dtype=jnp.float32),
     "logprob 32B, vocabulary on 4 chips": logprob_case(8192, rows=(1,), mask=True)._replace(
         split={"weight": 0}, axis="vocabulary"
     ),

@@ -31,14 +31,18 @@ def recorded(name: str, chip: str) -> tuple[float, float]:
 @pytest.mark.parametrize("chip", compiled.CHIPS)
 @pytest.mark.parametrize("name", compiled.CASES)
 def test_compiles_and_holds_little(name: str, chip: str) -> None:
-    pytest.importorskip("libtpu", reason="the TPU's compiler is not here; see `make tpu-compile`")
+    libtpu = pytest.importorskip(
+        "libtpu", reason="the TPU's compiler is not here; see `make tpu-compile`"
+    )
     case = compiled.CASES[name]
     cost = compiled.compile_case(case, chip)
     assert cost.vmem and max(cost.vmem) <= compiled.VMEM_BYTES[chip]
     assert cost.hbm < compiled.HBM_BYTES[chip]
-    # Nothing larger than the largest argument: no scores, no logits, no padded copy of a cache.
-    assert cost.largest <= compiled.largest_argument(case)
-    # The compiler's next release may do a little more or less.
+    assert cost.temporaries <= case.most
+    # Nothing much larger than the largest argument, of which lengths may be filled up to whole blocks.
+    assert cost.largest <= 1.25 * compiled.largest_argument(case)
+    if f"libtpu {libtpu.__version__}" not in DOCUMENT.read_text():
+        return  # Another compiler divides arrays otherwise between HBM and VMEM.
     hbm, vmem = recorded(name, chip)
     assert cost.temporaries / compiled.MIB <= 1.25 * hbm + 1
     assert max(cost.vmem) / compiled.MIB <= 1.25 * vmem + 1
