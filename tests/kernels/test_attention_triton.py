@@ -42,7 +42,7 @@ def test_blocks_that_nothing_sees_are_never_read() -> None:
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("h", [16, 64, 80, 128, 256])
 def test_tiles_fit_into_the_shared_memory_of_every_card(h: int, dtype: Any) -> None:
-    array = partial(jax.ShapeDtypeStruct, dtype=dtype)
+    array: Any = partial(jax.ShapeDtypeStruct, dtype=dtype)
     x = Inputs(array((1, 8192, 32, h)), *[array((1, 8192, 8, h))] * 2)
     # Two blocks pass by, each with its next; of what is kept one tile going forward, two coming back.
     for way, tiles in (("forward", 1), ("backward", 2)):
@@ -53,7 +53,7 @@ def test_tiles_fit_into_the_shared_memory_of_every_card(h: int, dtype: Any) -> N
 
 
 def test_what_it_refuses() -> None:
-    array = jax.ShapeDtypeStruct
+    array: Any = jax.ShapeDtypeStruct
     x = Inputs(*[array((1, 64, 2, 64), jnp.bfloat16)] * 3)
     o, card = Options(True, None, 0.125), Target("cuda", "NVIDIA GeForce RTX 3090", 8.6)
     assert triton.refuses(card, o, x) is None
