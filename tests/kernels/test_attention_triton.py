@@ -26,14 +26,15 @@ def both(o: Options, x: Inputs, g: Any) -> Any:
 def test_blocks_that_nothing_sees_are_never_read() -> None:
     # Not a number times a weight of zero is none either, so that a masked product would show.
     rng = np.random.default_rng(0)
-    q, k, v, g = rng.normal(size=(4, 1, 256, 2, 16)).astype(np.float32)
-    ids = np.repeat(np.array([[1, 0, 2, 0]], np.int32), 64, axis=1)
+    arrays: Any = rng.normal(size=(4, 1, 256, 2, 16)).astype(np.float32)
+    q, k, v, g = arrays
+    ids: Any = np.repeat(np.array([[1, 0, 2, 0]], np.int32), 64, axis=1)
     empty = ids == 0
-    spoilt = (np.where(empty[..., None, None], np.nan, a) for a in (k, v))
+    bad_k, bad_v = (np.where(empty[..., None, None], np.nan, a) for a in (k, v))
     o = Options(True, None, 0.25)
     run = jax.jit(partial(both, o))
     want = run(Inputs(q, k, v, ids, ids), np.where(empty[..., None, None], 0, g))
-    got = run(Inputs(q, *spoilt, ids, ids), np.where(empty[..., None, None], 0, g))
+    got = run(Inputs(q, bad_k, bad_v, ids, ids), np.where(empty[..., None, None], 0, g))
     for found, right in zip(got, want, strict=True):
         np.testing.assert_array_equal(found, right)
     assert (got[1][:, :, empty[0]] == MASKED).all()
