@@ -146,7 +146,8 @@ class Block(nn.Module):
         lengths = jnp.minimum(place + 1, size)
         if isinstance(window, int) and size <= window:
             window = None
-        out = decode_attention(q[:, 0], new.keys, new.values, lengths, window=window, **options)
+        options |= {"window": window, "placement": placement(len(q))}
+        out = decode_attention(q[:, 0], new.keys, new.values, lengths, **options)
         return out[:, None], new
 
     def _mlp(self, normed: jax.Array) -> jax.Array:

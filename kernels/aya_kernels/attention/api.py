@@ -1,10 +1,10 @@
 """The signature of attention, and the choice of its backend."""
 
-from typing import Any, Literal, overload
+from typing import Any
 
 import jax
 
-from aya_kernels.attention import mosaic_gpu, mosaic_tpu, xla
+from aya_kernels.attention import mosaic_gpu, mosaic_tpu, triton, xla
 from aya_kernels.attention.flash import Backward, Forward, flash
 from aya_kernels.attention.inputs import Inputs, Offset, Options, SegmentIds, Window, int32
 from aya_kernels.attention.placed import on_mesh
@@ -16,6 +16,7 @@ from aya_kernels.placement import Placement
 KERNELS: dict[str, tuple[str, Any]] = {
     "mosaic_tpu": ("tpu", mosaic_tpu),
     "mosaic_gpu": ("cuda", mosaic_gpu),
+    "triton": ("cuda", triton),
 }
 
 PASSES: dict[str, tuple[Forward, Backward]] = {
@@ -32,14 +33,6 @@ BACKENDS = {
 }
 
 
-@overload
-def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, return_lse: Literal[False] = ..., **options: Any
-) -> jax.Array: ...
-@overload
-def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, return_lse: Literal[True], **options: Any
-) -> tuple[jax.Array, jax.Array]: ...
 def attention(
     q: jax.Array,
     k: jax.Array,
@@ -55,7 +48,7 @@ def attention(
     return_lse: bool = False,
     placement: Placement | None = None,
     backend: str | None = None,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+) -> Any:
     """Grouped-query attention (arXiv 1706.03762, equation 1; grouped: arXiv 2305.13245).
 
     Args:

@@ -81,5 +81,6 @@ def _whole_groups(heads: int, kv_heads: int, parts: int) -> bool:
 def _specs(x: Inputs, array: PartitionSpec, ids: PartitionSpec) -> Any:
     """Return the place of each of the inputs; numbers are the same everywhere."""
     number = PartitionSpec()
-    specs = Inputs(array, array, array, ids, ids, number, number, number)
-    return Inputs(*(None if a is None else spec for a, spec in zip(x, specs, strict=True)))
+    every: tuple[Any, ...] = (array, array, array, ids, ids, number, number, number)
+    kept: Any = [None if a is None else spec for a, spec in zip(x, every, strict=True)]
+    return Inputs(*kept)

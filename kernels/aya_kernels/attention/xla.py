@@ -79,7 +79,8 @@ def _whole(o: Options, x: Inputs) -> Pair:
 class _Blocks(NamedTuple):
     """Heads first, lengths padded to whole blocks; and the blocks that hold anything.
 
-    `pairs` [I * J] numbers the visible blocks row by row, `count` of them; only those are computed.
+    `pairs` [I * J] numbers the blocks row by row, the `steps` visible ones first; only those are
+    computed.
     """
 
     x: Inputs
@@ -91,7 +92,7 @@ class _Blocks(NamedTuple):
     bq: int
     bk: int
     pairs: jax.Array
-    count: jax.Array
+    steps: jax.Array
 
     def places(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the first row and the first column of the block of this step."""
@@ -107,16 +108,16 @@ class _Blocks(NamedTuple):
         j = column + jnp.arange(self.bk)[None, :]
         i += 0 if self.x.q_offset is None else self.x.q_offset
         j += 0 if self.x.kv_offset is None else self.x.kv_offset
-        q_ids = cut(self.q_ids, row, self.bq, 1)[:, :, None]
-        kv_ids = cut(self.kv_ids, column, self.bk, 1)[:, None, :]
+        q_ids = _cut(self.q_ids, row, self.bq, 1)[:, :, None]
+        kv_ids = _cut(self.kv_ids, column, self.bk, 1)[:, None, :]
         mask = pairs_seen(o, i, j, self.x.window) & (q_ids == kv_ids) & (q_ids > 0)
         mask = mask[:, None, None]
-        q, k = cut(self.q, row, self.bq, 3), cut(self.k, column, self.bk, 2)
+        q, k = _cut(self.q, row, self.bq, 3), _cut(self.k, column, self.bk, 2)
         scores, slope = _scores(o, q, k)
         return jnp.where(mask, scores, MASKED), mask, slope
 
 
-def cut(x: jax.Array, start: jax.Array, size: int, axis: int) -> jax.Array:
+def _cut(x: jax.Array, start: jax.Array, size: int, axis: int) -> jax.Array:
     """Return `size` places of `x` along `axis` from `start` on."""
     return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
 
@@ -139,16 +140,17 @@ def _blocks(o: Options, x: Inputs) -> _Blocks:
     rows, columns = -(-t // bq) * bq, -(-s // bk) * bk
     some, _ = visible_blocks(o, x, bq, bk)
     some = some.any(0).ravel()
-    ids = (jnp.ones((1, length), jnp.int32) for length in (t, s))
-    if x.q_ids is not None and x.kv_ids is not None:
-        ids = (x.q_ids, x.kv_ids)
-    q_ids, kv_ids = (_padded(a, length, 1) for a, length in zip(ids, (rows, columns), strict=True))
+    q_ids, kv_ids = x.q_ids, x.kv_ids
+    if q_ids is None or kv_ids is None:
+        q_ids, kv_ids = (jnp.ones((1, length), jnp.int32) for length in (t, s))
+    k, v = (_padded(jnp.swapaxes(a, 1, 2), columns, 2) for a in (x.k, x.v))
     return _Blocks(
         x,
         _padded(_heads_first(x.q, kv_heads), rows, 3),
-        *(_padded(jnp.swapaxes(a, 1, 2), columns, 2) for a in (x.k, x.v)),
-        q_ids,
-        kv_ids,
+        k,
+        v,
+        _padded(q_ids, rows, 1),
+        _padded(kv_ids, columns, 1),
         bq,
         bk,
         jnp.argsort(~some, stable=True),
@@ -168,11 +170,11 @@ def forward(o: Options, x: Inputs) -> Pair:
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         row, column = blocks.places(number)
         scores, mask, _ = blocks.scores(o, row, column)
-        acc, top, total = (cut(a, row, blocks.bq, 3) for a in state)
+        acc, top, total = (_cut(a, row, blocks.bq, 3) for a in state)
         new_top = jnp.maximum(top, scores.max(-1))
         shrink = jnp.exp(top - new_top)
         weights = jnp.where(mask, jnp.exp(scores - new_top[..., None]), 0.0)
-        v = cut(blocks.v, column, blocks.bk, 2)
+        v = _cut(blocks.v, column, blocks.bk, 2)
         new = (
             acc * shrink[..., None] + _times(weights, v),
             new_top,
@@ -182,7 +184,7 @@ def forward(o: Options, x: Inputs) -> Pair:
         return acc, top, total
 
     start = (zeros, zeros[..., 0] + MASKED, zeros[..., 0])
-    acc, top, total = jax.lax.fori_loop(0, blocks.count, step, start)
+    acc, top, total = jax.lax.fori_loop(0, blocks.steps, step, start)
     total = jnp.where(total > 0, total, 1.0)
     out = _heads_last(acc / total[..., None], t).astype(x.q.dtype)
     return out, (top + jnp.log(total)).reshape(b, n, -1)[:, :, :t]
@@ -205,24 +207,24 @@ def backward(
         dq, dk, dv = state
         row, column = blocks.places(number)
         scores, mask, slope = blocks.scores(o, row, column)
-        q, g_rows = (cut(a, row, blocks.bq, 3) for a in (blocks.q, g))
-        k, v = (cut(a, column, blocks.bk, 2) for a in (blocks.k, blocks.v))
-        weights = jnp.where(mask, jnp.exp(scores - cut(lse, row, blocks.bq, 3)), 0.0)
+        q, g_rows = (_cut(a, row, blocks.bq, 3) for a in (blocks.q, g))
+        k, v = (_cut(a, column, blocks.bk, 2) for a in (blocks.k, blocks.v))
+        weights = jnp.where(mask, jnp.exp(scores - _cut(lse, row, blocks.bq, 3)), 0.0)
         d_weights = jnp.einsum("bkgth,bksh->bkgts", g_rows, v, preferred_element_type=jnp.float32)
-        d_scores = weights * (d_weights - cut(delta, row, blocks.bq, 3)) * slope * o.scale
+        d_scores = weights * (d_weights - _cut(delta, row, blocks.bq, 3)) * slope * o.scale
         d_scores = d_scores.astype(q.dtype)
 
         def over_rows(a: jax.Array, c: jax.Array) -> jax.Array:
             a, c = (m.reshape(b, kv_heads, groups * blocks.bq, -1) for m in (a, c))
             return jnp.einsum("bkxs,bkxh->bksh", a, c, preferred_element_type=jnp.float32)
 
-        dq_rows = cut(dq, row, blocks.bq, 3) + _times(d_scores, k)
-        dk_rows = cut(dk, column, blocks.bk, 2) + over_rows(d_scores, q)
-        dv_rows = cut(dv, column, blocks.bk, 2) + over_rows(weights.astype(g.dtype), g_rows)
+        dq_rows = _cut(dq, row, blocks.bq, 3) + _times(d_scores, k)
+        dk_rows = _cut(dk, column, blocks.bk, 2) + over_rows(d_scores, q)
+        dv_rows = _cut(dv, column, blocks.bk, 2) + over_rows(weights.astype(g.dtype), g_rows)
         return _put(dq, dq_rows, row, 3), _put(dk, dk_rows, column, 2), _put(dv, dv_rows, column, 2)
 
     start = tuple((a * 0).astype(jnp.float32) for a in (blocks.q, blocks.k, blocks.v))
-    dq, dk, dv = jax.lax.fori_loop(0, blocks.count, step, start)
+    dq, dk, dv = jax.lax.fori_loop(0, blocks.steps, step, start)
     dk, dv = (jnp.swapaxes(a, 1, 2)[:, : x.k.shape[1]].astype(x.k.dtype) for a in (dk, dv))
     return _heads_last(dq, x.q.shape[1]).astype(x.q.dtype), dk, dv
 

@@ -16,7 +16,7 @@ from aya_kernels.placement import Placement
 # In order of preference.
 BACKENDS = {
     "mosaic_tpu": Backend(mosaic_tpu.mosaic_tpu_decode_attention, "tpu", mosaic_tpu.refuses),
-    "triton": Backend(triton.triton_decode_attention, "cuda", triton.refuses),
+    "triton": Backend(triton.triton_decode_attention, "cuda", triton.refuses, untried=True),
     "xla": Backend(xla_decode_attention),
     "reference": Backend(reference_decode_attention),
 }

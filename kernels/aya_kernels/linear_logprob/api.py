@@ -13,7 +13,7 @@ from aya_kernels.placement import Placement
 # In order of preference.
 BACKENDS = {
     "mosaic_tpu": Backend(streamed(mosaic_tpu.forward), "tpu", mosaic_tpu.refuses),
-    "triton": Backend(streamed(triton.forward), "cuda", triton.refuses),
+    "triton": Backend(streamed(triton.forward), "cuda", triton.refuses, untried=True),
     "xla": Backend(streamed(xla.forward)),
     "reference": Backend(reference.reference_linear_logprob, refuses=reference.refuses),
 }
