@@ -30,7 +30,7 @@ def test_blocks_that_nothing_sees_are_never_read() -> None:
     q, k, v, g = arrays
     ids: Any = np.repeat(np.array([[1, 0, 2, 0]], np.int32), 64, axis=1)
     empty = ids == 0
-    bad_k, bad_v = (np.where(empty[..., None, None], np.nan, a) for a in (k, v))
+    bad_k, bad_v = (jnp.where(empty[..., None, None], jnp.nan, a) for a in (k, v))
     o = Options(True, None, 0.25)
     run = jax.jit(partial(both, o))
     want = run(Inputs(q, k, v, ids, ids), np.where(empty[..., None, None], 0, g))
