@@ -99,8 +99,8 @@ def attention_case(
         ids = None if q_ids is None else (q_ids, kv_ids)
         return aya_kernels.attention(q, k, v, segment_ids=ids, return_lse=True, **rest)
 
-    # A few arrays as large as q, which are as long as the sequence and not as its square.
-    most = 8 * tokens * n * size * jnp.dtype(dtype).itemsize
+    # A few arrays as large as q, or k, which are as long as the sequence and not as its square.
+    most = 8 * max(tokens, keys) * n * size * jnp.dtype(dtype).itemsize
     return Case(call, arrays, most, ("q", "k", "v"), options)
 
 
