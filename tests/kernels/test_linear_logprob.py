@@ -273,6 +273,14 @@ def test_permuting_tokens_permutes_results(backend: str, monkeypatch: pytest.Mon
     check()
 
 
+@pytest.mark.parametrize("forward", [f.forward for f in (xla, mosaic_tpu, triton)])
+def test_a_target_of_another_device_is_none_of_ours(forward: Callable[..., Any]) -> None:
+    hidden, weight = jnp.ones((6, 8)), jnp.ones((50, 8))
+    targets = jnp.array([-50, -1, 0, 49, 50, 70], jnp.int32)
+    sums = forward(Options(None, False, False, ()), Inputs(hidden, weight, targets, jnp.float32(1)))
+    np.testing.assert_allclose(sums.picked, [0, 0, 8, 8, 0, 0])
+
+
 @pytest.mark.parametrize("backend", STREAMED)
 @pytest.mark.parametrize("parts", [1, 2, 5])
 def test_parts_of_the_vocabulary_make_the_whole(backend: str, parts: int) -> None:

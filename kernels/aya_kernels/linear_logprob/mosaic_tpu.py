@@ -80,7 +80,8 @@ def _kernel(  # type: ignore[no-untyped-def]
     else:
         scores = o.softcap * jnp.tanh(scores * (scale / o.softcap))
     rows = j * bv + jax.lax.broadcasted_iota(jnp.int32, (bv, bt), 0)
-    scores = jnp.where(rows < vocabulary, scores, MASKED)
+    there = rows < vocabulary
+    scores = jnp.where(there, scores, MASKED)
     tile_top = scores.max(0, keepdims=True)
     old_top = sums["top"][...]
     top = jnp.maximum(old_top, tile_top)
@@ -89,7 +90,8 @@ def _kernel(  # type: ignore[no-untyped-def]
     weights = jnp.exp(below)
     total = sums["total"][...]
     sums["total"][...] = total * shrink + weights.sum(0, keepdims=True)
-    sums["picked"][...] += jnp.where(rows == targets_ref[...], scores, 0.0).sum(0, keepdims=True)
+    hit = there & (rows == targets_ref[...])
+    sums["picked"][...] += jnp.where(hit, scores, 0.0).sum(0, keepdims=True)
     if o.entropy:
         moment = (sums["moment"][...] + (old_top - top) * total) * shrink
         sums["moment"][...] = moment + (weights * below).sum(0, keepdims=True)
