@@ -177,7 +177,7 @@ CASES = {
     "logprob 8B": logprob_case(),
     "logprob 8B, mask, softcap, entropy": logprob_case(mask=True, softcap=30.0, entropy=True),
     "logprob 32B": logprob_case(8192),
-    "logprob float32": logprob_case(1024, tokens=8191, vocabulary=100_001, dtype=jnp.float32),
+    "logprob float32": logprob_case(1024, tokens=8191, vocabulary=256_001, dtype=jnp.float32),
     "logprob 32B, vocabulary on 4 chips": logprob_case(8192, rows=(1,), mask=True)._replace(
         split={"weight": 0}, axis="vocabulary"
     ),
