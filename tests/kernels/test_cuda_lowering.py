@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 import aya_kernels
 from aya_kernels.attention.api import BACKENDS as ATTENTION
@@ -27,7 +28,10 @@ def on_cards(backends: Any) -> list[Any]:
 
 
 def lowered(card: str, run: Any, **shapes: Any) -> str:
-    with aya_kernels.target(*CARDS[card]):
+    # From jax 0.12 on Triton's lowering asks the mesh what card it is for.
+    device = AbstractDevice(CARDS[card][1], 132, "gpu")
+    mesh = AbstractMesh((1,), ("x",), abstract_device=device)
+    with aya_kernels.target(*CARDS[card]), use_abstract_mesh(mesh):
         return jax.jit(run).trace(**shapes).lower(lowering_platforms=("cuda",)).as_text()
 
 

