@@ -29,7 +29,7 @@ def rows_of(documents, layout, width):
     return Batch(*map(jnp.asarray, (tokens, positions, segments))), jnp.asarray(positions > 0)
 
 
-@pytest.mark.parametrize("backend", ["reference", "xla", "pallas"])
+@pytest.mark.parametrize("backend", ["reference", "xla", "mosaic_tpu"])
 def test_packed_equals_unpacked(family, backend, monkeypatch, fresh, quick_jit):
     monkeypatch.setattr(decoder, "attention", partial(decoder.attention, backend=backend))
     config = DecoderConfig.from_hf(family)
