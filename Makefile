@@ -2,6 +2,7 @@
 # make tpu-compile: compile every kernel for TPUs, with none at hand.
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?= test
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
@@ -16,10 +17,12 @@ study: setup
 test: setup lint
 	$(BIN)/python -m pytest -n 2 -m 'not tpu_compile'
 
-# That libtpu can be imported is what keeps these tests from being skipped.
-tpu-compile: $(STAMP).tpu
-	$(BIN)/python -c 'import libtpu'
-	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(BIN)/python -m pytest -n 2 -m tpu_compile tests/kernels
+# In an environment of its own: where libtpu is installed jax looks for a TPU whenever it starts. That it can
+# be imported is what keeps these tests from being skipped.
+tpu-compile:
+	$(MAKE) setup VENV=$(VENV)-tpu EXTRAS=test,tpu
+	$(VENV)-tpu/bin/python -c 'import libtpu'
+	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(VENV)-tpu/bin/python -m pytest -n 2 -m tpu_compile tests/kernels
 
 lint: setup
 	$(BIN)/ruff check .
@@ -31,12 +34,8 @@ setup: $(STAMP)
 $(STAMP): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d; call make PYTHON=/path/to/python3.11" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
-	@touch $@
-
-$(STAMP).tpu: $(STAMP)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,tpu]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(VENV)-tpu runs build *.egg-info
