@@ -226,7 +226,7 @@ def compile_case(case: Case, chip: str) -> Cost:
     mesh = Mesh(np.array(chips if case.split is not None else chips[:1]), ("chips",))
     run, shapes = program(case, mesh)
     with aya_kernels.target("tpu", chips[0].device_kind):
-        compiled = jax.jit(run).lower(**shapes).compile()
+        compiled: Any = jax.jit(run).lower(**shapes).compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
     kernels = [line for line in text.splitlines() if 'call_target="tpu_custom_call"' in line]
     return Cost(
@@ -243,11 +243,17 @@ def vmem_bytes(line: str) -> int:
 
     Its region starts at an offset, below which the compiler keeps arrays of the program; what is used
     is told from 0 on.
+
+    Raises:
+      RuntimeError: the line does not say.
     """
-    (start, _), (first, size) = (
-        map(int, re.search(MEMORY.format(kind), line).groups())
-        for kind in ("scoped_memory_configs", "used_scoped_memory_configs")
-    )
+    regions = []
+    for kind in ("scoped_memory_configs", "used_scoped_memory_configs"):
+        found = re.search(MEMORY.format(kind), line)
+        if found is None:
+            raise RuntimeError(f"this compiler does not write down {kind} of a kernel")
+        regions.append(tuple(map(int, found.groups())))
+    (start, _), (first, size) = regions
     return first + size - start
 
 

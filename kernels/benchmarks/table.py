@@ -68,4 +68,4 @@ def roofline(work: Work, seconds: float) -> str:
     else:
         rate, unit, best = work.bytes / seconds / 1e9, "GB/s", chip and chip.bandwidth
     share = "" if best is None else f", {(work.operations or work.bytes) / seconds / best:.0%}"
-    return f"{rate:,.2f} {unit}{share}"
+    return f"{rate:.3g} {unit}{share}"
