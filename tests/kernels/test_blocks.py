@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aya_kernels.attention.blocks import visible_blocks, visible_lists
+from aya_kernels.attention.blocks import Lists, visible_blocks
 from aya_kernels.attention.inputs import Inputs, Options
 from aya_kernels.attention.mask import visible
 
@@ -57,8 +57,10 @@ def test_a_window_costs_its_own_blocks():
     assert every[0].sum(-1).tolist() == [0, 2, 4, 6]
 
 
-def test_lists_name_the_visible_columns_in_order_and_repeat_the_last():
-    some = jnp.asarray([[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
-    index, count = visible_lists(some)
-    assert count.tolist() == [2, 0, 4]
-    assert index.tolist() == [[1, 3, 3, 3], [0, 0, 0, 0], [0, 1, 2, 3]]
+def test_lists_name_the_blocks_seen_whole_before_those_with_a_mask():
+    some = jnp.asarray([[[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]]], bool)
+    every = jnp.asarray([[[0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 0]]], bool)
+    lists = Lists.of(some, every)
+    assert lists.whole.tolist() == [[1, 0, 2]] and lists.count.tolist() == [[2, 0, 4]]
+    assert lists.index[0, 0, :2].tolist() == [3, 1]
+    assert lists.index[0, 2].tolist() == [1, 2, 0, 3]

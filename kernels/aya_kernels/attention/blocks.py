@@ -1,5 +1,7 @@
 """Which blocks of the score matrix hold a pair that may be seen, so that the others cost nothing."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -41,22 +43,19 @@ def visible_blocks(o: Options, x: Inputs, bq: int, bk: int) -> tuple[jax.Array, 
     return some, every & some
 
 
-def visible_lists(some: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the visible columns of each row, in order, and how many there are.
+class Lists(NamedTuple):
+    """The blocks that each row of blocks sees: first those seen whole, then those that need a mask."""
 
-    Args:
-      some: bool [..., I, J].
+    index: Any  # int32 [B, I, J], each part in order
+    whole: Any  # int32 [B, I], how many are seen whole
+    count: Any  # int32 [B, I], how many are seen at all
 
-    Returns:
-      int32 [..., I, J], whose entries past the count repeat the last visible column (0 where there
-      is none), so that a kernel that prefetches one too many fetches what it has; and the count,
-      int32 [..., I].
-    """
-    count = some.sum(-1, dtype=jnp.int32)
-    order = jnp.argsort(~some, axis=-1, stable=True).astype(jnp.int32)
-    place = jnp.minimum(jnp.arange(some.shape[-1]), jnp.maximum(count - 1, 0)[..., None])
-    index = jnp.take_along_axis(order, place, axis=-1)
-    return jnp.where(count[..., None] > 0, index, 0), count
+    @classmethod
+    def of(cls, some: jax.Array, every: jax.Array) -> "Lists":
+        """Return the lists of what `visible_blocks` says (or, for the keys, of its transpose)."""
+        rank = jnp.where(every, 0, jnp.where(some, 1, 2))
+        index = jnp.argsort(rank, axis=-1, stable=True).astype(jnp.int32)
+        return cls(index, every.sum(-1, dtype=jnp.int32), some.sum(-1, dtype=jnp.int32))
 
 
 def _ends(length: int, block: int, offset: jax.Array | None) -> tuple[jax.Array, jax.Array]:

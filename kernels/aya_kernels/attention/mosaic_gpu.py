@@ -23,7 +23,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from aya_kernels.attention.blocks import visible_blocks
+from aya_kernels.attention.blocks import Lists, visible_blocks
 from aya_kernels.attention.inputs import LONGEST_WINDOW, MASKED, Inputs, Options
 from aya_kernels.attention.mask import pairs_seen
 from aya_kernels.backends import Target, interpreted
@@ -58,14 +58,6 @@ class Arrays(NamedTuple):
     kv_ids: Any  # int32 [B, S] or None
     window: Any  # int32 [1] or None
     shift: Any  # int32 [1], the position of query 0 less that of key 0
-
-
-class Lists(NamedTuple):
-    """The blocks that each tile sees: first those seen whole, then those that need a mask."""
-
-    index: Any  # int32 [B, I, J]
-    whole: Any  # int32 [B, I], how many are seen whole
-    count: Any  # int32 [B, I], how many are seen at all
 
 
 class Ring(NamedTuple):
@@ -500,13 +492,6 @@ def _backward_kv_kernel(  # type: ignore[no-untyped-def]
         plgpu.wait_smem_to_gmem(0)
 
 
-def _lists(some: jax.Array, every: jax.Array) -> Lists:
-    """Return the lists of what `visible_blocks` says, bool [B, I, J]."""
-    rank = jnp.where(every, 0, jnp.where(some, 1, 2))
-    index = jnp.argsort(rank, axis=-1, stable=True).astype(jnp.int32)
-    return Lists(index, every.sum(-1, dtype=jnp.int32), some.sum(-1, dtype=jnp.int32))
-
-
 def _pad(x: jax.Array, axis: int, block: int) -> jax.Array:
     room = -x.shape[axis] % block
     return jnp.pad(x, [(0, room if a == axis else 0) for a in range(x.ndim)]) if room else x
@@ -563,7 +548,7 @@ def forward(o: Options, x: Inputs) -> tuple[jax.Array, jax.Array]:
     """
     b, t, n, h = x.q.shape
     bq, bk = WORKERS * ROWS, 64 if _head_size(x) == 256 else 128
-    lists = _lists(*visible_blocks(o, x, bq, bk))
+    lists = Lists.of(*visible_blocks(o, x, bq, bk))
     a = _arrays(x, bq, bk)
     out, lse = _call(
         partial(_forward_kernel, o, x.k.shape[1], bk),
@@ -599,7 +584,7 @@ def _backward_q(o: Options, x: Inputs, lse: jax.Array, delta: jax.Array, g: jax.
     b, t, n, h = x.q.shape
     bq, bk = WORKERS * ROWS, {64: 128, 128: 64, 256: 32}[_head_size(x)]
     swizzle = _swizzle(bk)
-    lists = _lists(*visible_blocks(o, x, bq, bk))
+    lists = Lists.of(*visible_blocks(o, x, bq, bk))
     a = _arrays(x, bq, bk)
     dq = _call(
         partial(_backward_q_kernel, o, x.k.shape[1], bk),
@@ -632,7 +617,7 @@ def _backward_kv(
     kept = 1 if split else WORKERS
     bq, bk = 32 if split else 64, kept * ROWS
     swizzle = _swizzle(bq)
-    lists = _lists(*(jnp.swapaxes(m, 1, 2) for m in visible_blocks(o, x, bq, bk)))
+    lists = Lists.of(*(jnp.swapaxes(m, 1, 2) for m in visible_blocks(o, x, bq, bk)))
     a = _arrays(x, bq, bk)
     dk, dv = _call(
         partial(_backward_kv_kernel, o, s, bq, split),

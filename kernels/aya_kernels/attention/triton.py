@@ -21,7 +21,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from aya_kernels.attention.blocks import visible_blocks
+from aya_kernels.attention.blocks import Lists, visible_blocks
 from aya_kernels.attention.inputs import LONGEST_WINDOW, MASKED, Inputs, Options
 from aya_kernels.attention.mask import pairs_seen
 from aya_kernels.backends import Target, interpreted
@@ -61,21 +61,6 @@ class Arrays(NamedTuple):
             shift -= x.kv_offset
         window = None if x.window is None else jnp.minimum(x.window, LONGEST_WINDOW)[None]
         return cls(*x[:5], window, shift[None])
-
-
-class Lists(NamedTuple):
-    """The blocks that each tile sees: first those seen whole, then those that need a mask."""
-
-    index: Any  # int32 [B, I, J]
-    whole: Any  # int32 [B, I], how many are seen whole
-    count: Any  # int32 [B, I], how many are seen at all
-
-    @classmethod
-    def of(cls, some: jax.Array, every: jax.Array) -> "Lists":
-        """Return the lists of what `visible_blocks` says, bool [B, I, J]."""
-        rank = jnp.where(every, 0, jnp.where(some, 1, 2))
-        index = jnp.argsort(rank, axis=-1, stable=True).astype(jnp.int32)
-        return cls(index, every.sum(-1, dtype=jnp.int32), some.sum(-1, dtype=jnp.int32))
 
 
 class Cut(NamedTuple):
