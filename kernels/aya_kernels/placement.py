@@ -26,3 +26,17 @@ class Placement(NamedTuple):
         for axis in axes:
             count *= self.mesh.shape[axis]
         return count
+
+    def indivisible(self, *split: tuple[str, int, Axes]) -> str | None:
+        """Return what does not divide into its parts, in a line, or None.
+
+        Args:
+          split: the name of what is split, its length, and the axes that split it.
+        """
+        for name, length, axes in split:
+            if length % self.parts(axes):
+                return (
+                    f"{length} {name} do not divide into the {self.parts(axes)} parts of the mesh "
+                    f"axes {axes}"
+                )
+        return None

@@ -3,8 +3,13 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh
 
 import aya_kernels
+from aya_kernels.backends import explain_choice
+from aya_kernels.decode_attention.api import BACKENDS
+from aya_kernels.decode_attention.inputs import Inputs, Options
+from aya_kernels.decode_attention.placed import on_mesh
 
 H100 = ("cuda", "NVIDIA H100 80GB HBM3", 9.0)
 A100 = ("cuda", "NVIDIA A100-SXM4-80GB", 8.0)
@@ -39,6 +44,17 @@ def test_a_kernel_that_never_ran_on_its_chip_is_used_only_if_named():
     found = explain(H100)
     assert found.chosen == "xla" and "has not run on a real" in found.others["mosaic_gpu"]
     assert explain(H100, backend="mosaic_gpu").chosen == "mosaic_gpu"
+
+
+def test_nor_is_it_on_a_mesh():
+    place = aya_kernels.Placement(AbstractMesh((2,), ("a",)), heads=("a",))
+    q, cache = jnp.zeros((1, 4, 64), jnp.bfloat16), jnp.zeros((1, 8, 2, 64), jnp.bfloat16)
+    options = Options(None, 1.0)
+    request = (options, Inputs(q[:, None], cache, cache, jnp.array([3]), None, None))
+    spread = {name: on_mesh(one, place) if one.platform else one for name, one in BACKENDS.items()}
+    with aya_kernels.target(*H100):
+        assert explain_choice("decode_attention", spread, None, *request).chosen == "xla"
+        assert explain_choice("decode_attention", spread, "triton", *request).chosen == "triton"
 
 
 def test_what_cannot_run_is_an_error_and_no_fallback():

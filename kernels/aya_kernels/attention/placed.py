@@ -55,17 +55,14 @@ def on_mesh(forward: Forward, backward: Backward, place: Placement) -> Forward:
 def _fitting(x: Inputs, place: Placement) -> Inputs:
     """Return the inputs with as many key heads as the mesh needs, or say what does not divide."""
     n, kv_heads = x.q.shape[2], x.k.shape[2]
-    for name, length, axes in (
+    wrong = place.indivisible(
         ("rows", x.q.shape[0], place.batch),
         ("query heads", n, place.heads),
         ("queries", x.q.shape[1], place.sequence),
         ("keys", x.k.shape[1], place.sequence),
-    ):
-        if length % place.parts(axes):
-            raise ValueError(
-                f"attention: {length} {name} do not divide into the {place.parts(axes)} parts of the "
-                f"mesh axes {axes}"
-            )
+    )
+    if wrong:
+        raise ValueError(f"attention: {wrong}")
     parts = place.parts(place.heads)
     if kv_heads % parts == 0:
         return x

@@ -18,16 +18,11 @@ def on_mesh(backend: Backend, place: Placement) -> Backend:
     """
 
     def refuses(target: Target, o: Options, x: Inputs) -> str | None:
-        for name, length, axes in (
+        split = (
             ("rows", x.q.shape[0], place.batch),
             ("key heads", x.k_cache.shape[2], place.heads),
-        ):
-            if length % place.parts(axes):
-                return (
-                    f"{length} {name} do not divide into the {place.parts(axes)} parts of the mesh "
-                    f"axes {axes}"
-                )
-        return backend.refuses(target, o, _local(x, place))
+        )
+        return place.indivisible(*split) or backend.refuses(target, o, _local(x, place))
 
     def run(o: Options, x: Inputs) -> tuple[jax.Array, jax.Array]:
         specs, lse = _specs(x, place), PartitionSpec(place.batch, place.heads, None)
@@ -39,7 +34,7 @@ def on_mesh(backend: Backend, place: Placement) -> Backend:
             check_vma=False,
         )(x)
 
-    return Backend(run, backend.platform, refuses)
+    return backend._replace(run=run, refuses=refuses)
 
 
 def _specs(x: Inputs, place: Placement) -> Inputs:

@@ -24,16 +24,13 @@ def on_mesh(run: Run, place: Placement) -> Run:
     """
 
     def spread(o: Options, x: Inputs) -> Statistics:
-        for name, length, axes in (
+        wrong = place.indivisible(
             ("rows", x.targets.shape[0], place.batch),
             ("places", x.targets.shape[1], place.sequence),
             ("words", x.weight.shape[0], place.vocabulary),
-        ):
-            if length % place.parts(axes):
-                raise ValueError(
-                    f"linear_logprob: {length} {name} do not divide into the {place.parts(axes)} parts "
-                    f"of the mesh axes {axes}"
-                )
+        )
+        if wrong:
+            raise ValueError(f"linear_logprob: {wrong}")
         tokens = PartitionSpec(place.batch, place.sequence)
         specs: dict[str, Any] = {
             "hidden": tokens,
