@@ -17,6 +17,7 @@ from flax import linen as nn
 from aya_jax.models.config import DecoderConfig
 from aya_jax.models.layers import Norm, experts_mlp, gated_mlp
 from aya_jax.models.placement import placement
+from aya_jax.models.remat import INPUT, named, rematerialised
 from aya_jax.models.rotary import rope_angles, rotate
 from aya_jax.models.weights import constant, linear, normal
 from aya_kernels import attention, decode_attention
@@ -73,6 +74,7 @@ class Block(nn.Module):
         self, x_BTD: jax.Array, cache: Cache | None, kind: Kind | None, shared: Shared
     ) -> tuple[jax.Array, Cache]:
         block = self.config.family.block
+        x_BTD = named(x_BTD, INPUT)
         normed = self._norm("input_norm")(x_BTD)
         attended, new_cache = self._attention(normed, cache, kind, shared)
         if block == "parallel":
@@ -107,6 +109,7 @@ class Block(nn.Module):
             )
         q = rotate(q, sines, cosines, interleaved=c.family.interleaved)
         key = rotate(key, sines, cosines, interleaved=c.family.interleaved)
+        q, key, value = (named(x, "qkv") for x in (q, key, value))
         window = c.windows[0] if kind is None else kind.window
         options: dict[str, Any] = {"softcap": c.attn_logit_softcapping, "scale": c.attention_scale}
         if cache is None:
@@ -117,7 +120,8 @@ class Block(nn.Module):
         else:
             out, new_cache = self._cached(q, key, value, cache, window, batch.positions, options)
         shape, axes = (n, h, d), ("heads", "head", "embed")
-        return linear(self, "o", out, shape, axes, std, inputs=2, bias=c.attention_bias), new_cache
+        out = linear(self, "o", out, shape, axes, std, inputs=2, bias=c.attention_bias)
+        return named(out, "attention_out"), new_cache
 
     def _head_norm(self, name: str, axis: str, x: jax.Array) -> jax.Array:
         """Cohere has a weight for each head, Qwen one for all of them."""
@@ -191,7 +195,7 @@ class Decoder(nn.Module):
     config: DecoderConfig
     dtype: Any = jnp.float32
     keep_cache: bool = False
-    remat: bool = False
+    remat: str = "none"
     reward_head: bool = False
 
     @nn.compact
@@ -222,7 +226,7 @@ class Decoder(nn.Module):
                 x, new_cache = Block(self.config, name="block")(x, cache, kind, shared)
                 return x, new_cache if keep else None
 
-        layer = nn.remat(Layer, prevent_cse=False) if self.remat else Layer
+        layer = rematerialised(Layer, self.remat)
         layers = nn.scan(
             layer,
             variable_axes={"params": 0},
@@ -277,7 +281,7 @@ def hidden_states(
     batch: Batch,
     *,
     dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: str = "none",
 ) -> jax.Array:
     """Return the final hidden states [B, T, D].
 
@@ -285,7 +289,7 @@ def hidden_states(
       config, params: the model.
       batch: see `Batch`; padding comes out as some finite value that nobody should read.
       dtype: of the activations and the result.
-      remat: whether the backward pass makes each layer's activations again.
+      remat: what is kept for the backward pass, a key of `remat.POLICIES`.
     """
     return Decoder(config, dtype, remat=remat).apply({"params": _body(params)}, batch)[0]
 

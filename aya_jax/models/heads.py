@@ -80,7 +80,7 @@ def target_logprobs(
     mask_BT: jax.Array,
     *,
     dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: str = "none",
 ) -> jax.Array:
     """Run the decoder; return float32 [B, T] as `logprobs_of_hidden` does.
 
@@ -96,7 +96,7 @@ def rewards(
     batch: Batch,
     *,
     dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: str = "none",
 ) -> jax.Array:
     """Run the decoder; return float32 [B] as `rewards_of_hidden` does.
 

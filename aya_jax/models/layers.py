@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from aya_jax.models.remat import named
 from aya_jax.models.weights import constant, dense, linear, weight
 from aya_jax.sharding.experts import over_experts
 
@@ -70,8 +71,8 @@ def gated_mlp(
     shape, axes = (d, width), ("embed", "mlp")
     gate = linear(module, "gate", x, shape, axes, stddev, bias=bias)
     up = linear(module, "up", x, shape, axes, stddev, bias=bias)
-    y = gated(gate, up, activation)
-    return linear(module, "down", y, shape[::-1], axes[::-1], stddev, bias=bias)
+    y = gated(named(gate, "mlp_in"), named(up, "mlp_in"), activation)
+    return named(linear(module, "down", y, shape[::-1], axes[::-1], stddev, bias=bias), "mlp_out")
 
 
 def experts_mlp(

@@ -21,6 +21,7 @@ from flax import linen as nn
 from aya_jax.models.decoder import Batch, Cache, Params, plain_batch
 from aya_jax.models.layers import Norm, gated_mlp
 from aya_jax.models.placement import placement
+from aya_jax.models.remat import rematerialised
 from aya_jax.models.t5_config import T5Config
 from aya_jax.models.weights import contract, linear, normal
 from aya_kernels import attention
@@ -182,9 +183,9 @@ class DecoderBlock(nn.Module):
         return x + _mlp(self, _norm(c, "mlp_norm")(x), c), new
 
 
-def _scanned(block: type[nn.Module], layers: int, in_axes: tuple[Any, ...], remat: bool) -> Any:
+def _scanned(block: type[nn.Module], layers: int, in_axes: tuple[Any, ...], remat: str) -> Any:
     return nn.scan(
-        nn.remat(block, prevent_cse=False) if remat else block,
+        rematerialised(block, remat),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=in_axes,
@@ -227,7 +228,7 @@ class Encoder(nn.Module):
     """Scanned blocks and the final norm, [B, S, D] to [B, S, D]."""
 
     config: T5Config
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, inputs: Batch) -> jax.Array:
@@ -242,7 +243,7 @@ class Decoder(nn.Module):
     """Scanned blocks and the final norm, [B, T, D] to [B, T, D], and with a cache the new one."""
 
     config: T5Config
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -262,7 +263,7 @@ class T5(nn.Module):
 
     config: T5Config
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     def setup(self) -> None:
         c = self.config
@@ -316,7 +317,7 @@ def hidden_states(
     targets: Batch,
     *,
     dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: str = "none",
 ) -> jax.Array:
     """Return the decoder's final hidden states [B, T, D].
 
@@ -326,7 +327,7 @@ def hidden_states(
       targets: what the decoder goes on from, [B, T]: a document begins with `decoder_start_token_id`,
         and sees the input whose segment id is its own.
       dtype: of the activations and the result.
-      remat: whether the backward pass makes each layer's activations again.
+      remat: what is kept for the backward pass, a key of `remat.POLICIES`.
     """
     return cast(jax.Array, T5(config, dtype, remat).apply({"params": params}, inputs, targets))
 

@@ -27,18 +27,25 @@ from aya_jax.errors import AyaError, nearest
 from aya_jax.generation.engine import sample
 from aya_jax.merging.merge import merge_into
 from aya_jax.models.config import decoder_config
-from aya_jax.recipe import jobs, tasks
+from aya_jax.recipe import job_settings, tasks
 from aya_jax.recipe.check import check
 from aya_jax.recipe.settings import effective_settings
 from aya_jax.recipe.stages import Stage
 from aya_jax.training.loop import train
+from aya_jax.training.optimizer import optimizer
 
 # The configurables whose settings decide a stage.
 RECORDS = (sources.records, atlas.build)
 TEXT = (sources.text, atlas.text)
-PRETRAINING = (train, jobs.lengths, jobs.merge_checkpoints)
-TRAINING = (*PRETRAINING, jobs.lora_settings)
-PREFERENCE = (*TRAINING, jobs.dpo_objective)
+PRETRAINING = (
+    train,
+    optimizer,
+    job_settings.activations,
+    job_settings.lengths,
+    job_settings.merge_checkpoints,
+)
+TRAINING = (*PRETRAINING, job_settings.lora_settings)
+PREFERENCE = (*TRAINING, job_settings.dpo_objective)
 SAMPLING = (sample, score)
 
 # Which router makes the SFT data of which model.
@@ -286,7 +293,12 @@ def expanse(
         max_length=_max_length([*learnt, *(f"{i}/{c}" for i in iterated for c in plan.clusters)]),
         max_pair_length=max_pair_length,
     )
-    uses: tuple[Callable[..., Any], ...] = (*TEXT, *PRETRAINING, decoder_config, jobs.new_model)
+    uses: tuple[Callable[..., Any], ...] = (
+        *TEXT,
+        *PRETRAINING,
+        decoder_config,
+        job_settings.new_model,
+    )
     plan.add("base", tasks.base, ["tokenizer"], scope="base", uses=uses)
     for name, languages in trained.items():
         plan.add(
@@ -308,7 +320,7 @@ def expanse(
             teachers=pool,
             max_length=max_pair_length,
         )
-    uses = (preference_pairs, *TRAINING, jobs.reward_objective, score)
+    uses = (preference_pairs, *TRAINING, job_settings.reward_objective, score)
     for half, name in enumerate(("reward", "judge")):
         inputs = ["base", "reward_answers"]
         plan.add(name, tasks.reward, inputs, scope=name, uses=uses, half=half)
@@ -373,7 +385,7 @@ def expanse(
 
 def _max_length(scopes: Iterable[str]) -> int:
     """Return the longest example, in tokens, that the trainings under all of these scopes take."""
-    return min(effective_settings([jobs.lengths], s)["lengths.max_length"] for s in scopes)
+    return min(effective_settings([job_settings.lengths], s)["lengths.max_length"] for s in scopes)
 
 
 def _max_new_tokens(scope: str) -> int:

@@ -20,14 +20,15 @@ from aya_jax.evaluation.evaluate import answer, mark
 from aya_jax.generation.engine import sample
 from aya_jax.merging.merge import merge_into
 from aya_jax.model import load, load_model_config
-from aya_jax.recipe import jobs
+from aya_jax.recipe import job_settings, jobs
+from aya_jax.recipe.fit import Work
 from aya_jax.recipe.stages import Context
 
 RECORDS = "records.jsonl"
 
 
-def _work(context: Context) -> jobs.Work:
-    return jobs.Work(context.directory, context.name, context.line.update, context.events)
+def _work(context: Context) -> Work:
+    return Work(context.directory, context.name, context.line.update, context.events)
 
 
 def _records(context: Context, name: str) -> list[Record]:
@@ -123,7 +124,7 @@ def reward(context: Context, *, half: int) -> dict[str, Any]:
     """Train a reward model on the pairs of one half of the prompts, a tenth of them held out."""
     rows = _records(context, "reward_answers")
     model = jobs.load_start(context.inputs["base"], reward=False)
-    limit = min(jobs.lengths()[0], model.config.max_position_embeddings)
+    limit = min(job_settings.lengths()[0], model.config.max_position_embeddings)
     # A completion that was made of another record's may be too long for this prompt.
     pairs = [
         pair

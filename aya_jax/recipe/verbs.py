@@ -24,21 +24,25 @@ from aya_jax.generation.engine import sample
 from aya_jax.model import load, load_model_config
 from aya_jax.models.architecture import require_decoder
 from aya_jax.progress import Terminal
-from aya_jax.recipe import jobs
+from aya_jax.recipe import job_settings, jobs
+from aya_jax.recipe.fit import Work
 from aya_jax.recipe.run_directory import MARK, open_work
 from aya_jax.recipe.settings import effective_settings, parse_gin
 from aya_jax.recipe.stages import code_version
 from aya_jax.training.loop import train
+from aya_jax.training.optimizer import optimizer
 
 PREFERENCE = ("prompt", "chosen", "rejected")
 # What decides the result of a training verb besides its arguments.
 SETTINGS = (
     train,
-    jobs.lengths,
-    jobs.merge_checkpoints,
-    jobs.lora_settings,
-    jobs.dpo_objective,
-    jobs.reward_objective,
+    optimizer,
+    job_settings.activations,
+    job_settings.lengths,
+    job_settings.merge_checkpoints,
+    job_settings.lora_settings,
+    job_settings.dpo_objective,
+    job_settings.reward_objective,
 )
 
 
@@ -75,7 +79,7 @@ def train_verb(verb: str, model: str, data: str, out: str, reference: str | None
         place.parent.mkdir(parents=True, exist_ok=True)
     open_work(work, fingerprint(made_of))
     line = Terminal().stage(verb, 1, 1)
-    job_work = jobs.Work(work, verb, line.update)
+    job_work = Work(work, verb, line.update)
     outcome = "stopped"
     try:
         with told_plainly(place):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from aya_jax.sharding.mesh import Rules, axes_of
+from aya_jax.sharding.mesh import Rules, axes_of, device_mesh, logical_rules
 
 
 class Place(NamedTuple):
@@ -38,3 +38,8 @@ def current_place() -> Place | None:
     """Return what `placed_on` told, or None where all is on one device."""
     place = _PLACE.get()
     return None if place is None or place.mesh.size == 1 else place
+
+
+def gin_place() -> Place:
+    """Return the place that gin describes: `device_mesh` and `logical_rules`."""
+    return Place(device_mesh(), logical_rules())

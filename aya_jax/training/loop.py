@@ -15,7 +15,7 @@ from aya_jax.models.decoder import Params
 from aya_jax.models.lora import LoRA, freeze, init_adapters
 from aya_jax.sharding.mesh import device_mesh, logical_rules
 from aya_jax.training.objectives import Objective
-from aya_jax.training.optimizer import AdamW, learning_rate_at
+from aya_jax.training.optimizer import Optimizer, learning_rate_at
 from aya_jax.training.step import Metrics, train_program
 
 Observer = Callable[[int, Mapping[str, float]], None]
@@ -34,7 +34,9 @@ class Store(Protocol):
         """Return the step and state of a checkpoint, bit for bit as they were saved."""
 
 
-@gin.configurable(denylist=["objective", "params", "arrays", "store", "observe", "lora"])
+@gin.configurable(
+    denylist=["objective", "params", "arrays", "store", "observe", "lora", "optimizer"]
+)
 def train(
     objective: Objective,
     params: Params,
@@ -43,6 +45,7 @@ def train(
     store: Store,
     observe: Observer = lambda step, figures: None,
     lora: LoRA | None = None,
+    optimizer: Optimizer,
     steps: int | None = None,
     epochs: float = 1.0,
     batch_size: int = 16,
@@ -50,8 +53,6 @@ def train(
     schedule: str = "cosine",
     warmup: float = 0.05,
     final_learning_rate: float = 0.1,
-    weight_decay: float = 0.0,
-    clip_norm: float = 1.0,
     accumulate: int = 1,
     seed: int = 0,
     log_every: int = 10,
@@ -62,7 +63,7 @@ def train(
     Resumes from the newest checkpoint in `store`, and then ends in the same bits as an unbroken
     run: the batch and the learning rate of a step follow from its number.
 
-    Parameters and their moments are float32 throughout, whatever `params` are. With LoRA that is said
+    Parameters are float32 throughout, whatever `params` are. With LoRA that is said
     of the adapters, and they alone are the state that is kept.
 
     Args:
@@ -72,11 +73,11 @@ def train(
       store: keeps the train state, every `checkpoint_every` steps and at the end.
       observe: told the step and the figures of every `log_every`-th step and the last.
       lora: what is trained on top of `params`; if absent, they are.
+      optimizer: what turns gradients into updates.
       steps: number of updates; if absent, `epochs` passes over the rows.
       epochs: passes over the data where `steps` is absent.
       batch_size: rows an update, over all processes and micro-batches.
       learning_rate, schedule, warmup, final_learning_rate: see `optimizer.learning_rate_at`.
-      weight_decay, clip_norm: see `optimizer.AdamW`.
       accumulate: micro-batches an update.
       seed: of the order of the data, and of what adapters begin with.
       log_every, checkpoint_every: in steps.
@@ -94,7 +95,7 @@ def train(
     total = steps if steps is not None else max(1, math.ceil(epochs * count / batch_size))
     program = train_program(
         objective,
-        AdamW(weight_decay=weight_decay, clip_norm=clip_norm),
+        optimizer,
         device_mesh(),
         logical_rules(),
         accumulate,

@@ -48,7 +48,7 @@ class SFT:
 
     config: ModelConfig
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
     reward_head: bool = False
 
     def __call__(self, params: Params, batch: Arrays) -> Total:
@@ -91,7 +91,7 @@ class DPO:
     label_smoothing: float = 0.0
     sft_weight: float = 0.0
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
     reward_head: bool = False
 
     def __call__(self, params: Params, batch: Arrays) -> Total:
@@ -126,7 +126,7 @@ class Reward:
     center_coefficient: float = 0.0
     sft_weight: float = 0.0
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
     reward_head: bool = True
 
     def __call__(self, params: Params, batch: Arrays) -> Total:

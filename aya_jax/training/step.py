@@ -1,4 +1,4 @@
-"""The jitted train step: gradients over micro-batches, AdamW, metrics."""
+"""The jitted train step: gradients over micro-batches, the update, metrics."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -16,7 +16,7 @@ from aya_jax.models.lora import LoRA, adapter_axes, frozen_axes, join
 from aya_jax.sharding.mesh import Rules, batch_sharding, replicated, shardings
 from aya_jax.sharding.place import placed_on
 from aya_jax.training.objectives import Arrays, Objective
-from aya_jax.training.optimizer import AdamW
+from aya_jax.training.optimizer import Optimizer
 
 Metrics = dict[str, jax.Array]
 
@@ -48,7 +48,7 @@ class Program(NamedTuple):
 @lru_cache(maxsize=16)
 def train_program(
     objective: Objective,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     mesh: Mesh,
     rules: Rules,
     accumulate: int = 1,
@@ -58,7 +58,7 @@ def train_program(
 
     Args:
       objective: what is minimised.
-      optimizer: AdamW's settings.
+      optimizer: what turns gradients into updates.
       mesh, rules: where parameters and batches live.
       accumulate: micro-batches a step; the batch is split into so many along its first axis, and
         the gradient is that of the mean over the whole batch.

@@ -20,7 +20,7 @@ from aya_jax.merging.merge import merge_into
 from aya_jax.models.config import decoder_config
 from aya_jax.models.decoder import init_params
 from aya_jax.recipe.expanse import expanse
-from aya_jax.recipe.jobs import dpo_objective
+from aya_jax.recipe.job_settings import dpo_objective
 from aya_jax.recipe.run import OPTIONAL_SCOPES
 from aya_jax.recipe.settings import ROOT, check_scopes, effective_settings, parse_gin
 from aya_jax.recipe.stages import Stage

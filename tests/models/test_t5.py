@@ -259,7 +259,7 @@ def test_packed_documents_are_as_they_are_alone(model, quick_jit):
         expected_gradients,
     )
     recomputed = quick_jit(
-        jax.grad(lambda params, batch: SFT(config, remat=True)(params, batch).loss)
+        jax.grad(lambda params, batch: SFT(config, remat="full")(params, batch).loss)
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max()),

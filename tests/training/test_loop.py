@@ -22,7 +22,7 @@ SETTINGS = {
     "schedule": "cosine",
     "warmup": 0.3,
     "final_learning_rate": 0.1,
-    "weight_decay": 0.1,
+    "optimizer": AdamW(weight_decay=0.1),
     "seed": 3,
     "log_every": 1,
     "checkpoint_every": 2,

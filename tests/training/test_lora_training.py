@@ -23,7 +23,7 @@ SETTINGS = {
     "batch_size": 4,
     "learning_rate": 0.02,
     "warmup": 0.3,
-    "weight_decay": 0.1,
+    "optimizer": AdamW(weight_decay=0.1),
     "seed": 3,
     "log_every": 1,
     "checkpoint_every": 2,

@@ -11,7 +11,7 @@ from aya_jax.data.examples import Example, Rows, pack, pad
 from aya_jax.model import Model
 from aya_jax.models.decoder import Batch, hidden_states, plain_batch
 from aya_jax.models.heads import logits
-from aya_jax.recipe.jobs import sequence_logprobs
+from aya_jax.recipe.reference import sequence_logprobs
 from aya_jax.training.objectives import DPO, SFT, Reward
 
 SIDES = ("chosen", "rejected")
@@ -197,7 +197,7 @@ def test_remat_changes_no_figure_and_no_gradient(config, params, sft_arrays):
     def of(objective):
         return jax.jit(jax.value_and_grad(lambda p: objective(p, arrays).loss))(params)
 
-    (plain, gradient), (again, other) = of(SFT(config)), of(SFT(config, remat=True))
+    (plain, gradient), (again, other) = of(SFT(config)), of(SFT(config, remat="full"))
     np.testing.assert_allclose(again, plain, rtol=1e-6)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), other, gradient

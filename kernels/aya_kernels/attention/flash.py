@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from aya_kernels.attention.inputs import Inputs, Options
 
@@ -33,7 +34,8 @@ def flash(forward: Forward, backward: Backward) -> Forward:
         return forward(o, x)
 
     def run_forward(o: Options, x: Inputs) -> tuple[Pair, tuple[Inputs, jax.Array, jax.Array]]:
-        out, lse = forward(o, x)
+        # By this name a rematerialisation policy keeps both, and the forward pass is not run again.
+        out, lse = (checkpoint_name(y, "attention") for y in forward(o, x))
         return (out, lse), (x, out, lse)
 
     def run_backward(

@@ -1,0 +1,89 @@
+"""The processes of a run: one a host, started together, each with its own devices."""
+
+import json
+import os
+from itertools import count
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from aya_jax.errors import AyaError
+
+# A process that is not heard of for so many seconds is lost, and ends the others.
+HEARTBEAT = 30
+# How long a process waits for the others at a barrier, in seconds: reading a model takes minutes.
+PATIENCE = 3600
+
+
+def start_processes() -> None:
+    """Join the other processes of the run, where the environment says that there are several.
+
+    `AYA_PROCESSES` is their number, with `AYA_COORDINATOR` (host:port of the first) and `AYA_PROCESS`
+    (which of them this is, from 0); or it is `auto`, and jax finds the others by what Cloud TPU, GKE
+    or Slurm tell. To be called before jax is used.
+
+    Raises:
+      AyaError: the environment is incomplete.
+    """
+    number = os.environ.get("AYA_PROCESSES", "1")
+    if number == "1":
+        return
+    if number == "auto":
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+        return
+    try:
+        place = os.environ["AYA_COORDINATOR"]
+        total, own = int(number), int(os.environ["AYA_PROCESS"])
+    except (KeyError, ValueError):
+        raise AyaError(
+            "AYA_PROCESSES must be a number, with AYA_COORDINATOR=host:port and AYA_PROCESS=0, 1, ..., "
+            "or 'auto'"
+        ) from None
+    jax.distributed.initialize(place, total, own, heartbeat_timeout_seconds=HEARTBEAT)
+
+
+def is_lead() -> bool:
+    """Return whether this is the process that writes files and talks."""
+    return jax.process_index() == 0
+
+
+def _client() -> Any:
+    from jax._src.distributed import global_state
+
+    return global_state.client
+
+
+def barrier(name: str) -> None:
+    """Wait for all processes; by their coordinator and not by devices, so in any thread.
+
+    Args:
+      name: says in an error where a process was missed; each use of a name is a barrier of its own.
+    """
+    if jax.process_count() > 1:
+        _client().wait_at_barrier(f"{name}:{next(_uses(name))}", PATIENCE * 1000)
+
+
+_COUNTS: dict[str, Any] = {}
+
+
+def _uses(name: str) -> Any:
+    return _COUNTS.setdefault(name, count())
+
+
+def from_lead(value: Any) -> Any:
+    """Return the lead's JSON-able `value` in all processes."""
+    if jax.process_count() == 1:
+        return value
+    key = f"aya/from_lead/{next(_uses('from_lead'))}"
+    if is_lead():
+        _client().key_value_set(key, json.dumps(value))
+        return value
+    return json.loads(_client().blocking_key_value_get(key, PATIENCE * 1000))
+
+
+def agreed(flag: bool) -> bool:
+    """Return whether any process says True. A collective over the devices: for the main thread."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(flag).any())
