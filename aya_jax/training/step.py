@@ -15,6 +15,7 @@ from aya_jax.models.decoder import Params
 from aya_jax.models.lora import LoRA, adapter_axes, frozen_axes, join
 from aya_jax.sharding.mesh import Rules, batch_sharding, replicated, shardings
 from aya_jax.sharding.place import placed_on
+from aya_jax.training.health import FINITE, Guard, Seen
 from aya_jax.training.objectives import Arrays, Objective
 from aya_jax.training.optimizer import Optimizer
 
@@ -24,12 +25,14 @@ Metrics = dict[str, jax.Array]
 class TrainState(NamedTuple):
     """All that changes during training; the data and the learning rate follow from `step`.
 
-    With LoRA `params` are the adapters alone, and `opt_state` is theirs.
+    With LoRA `params` are the adapters alone, and `opt_state` is theirs. `seen` is what bad steps are
+    told by.
     """
 
     step: jax.Array
     params: Params
     opt_state: optax.OptState
+    seen: Seen
 
 
 class Program(NamedTuple):
@@ -53,8 +56,12 @@ def train_program(
     rules: Rules,
     accumulate: int = 1,
     lora: LoRA | None = None,
+    guard: Guard = FINITE,
 ) -> Program:
     """Return the program of an objective; equal arguments share one, hence one compilation.
+
+    A bad step leaves parameters and the optimizer's state as they were. Its metrics say so in `bad`, 0
+    or 1; `skipped_steps` counts those so far.
 
     Args:
       objective: what is minimised.
@@ -63,6 +70,7 @@ def train_program(
       accumulate: micro-batches a step; the batch is split into so many along its first axis, and
         the gradient is that of the mean over the whole batch.
       lora: what is trained in place of the parameters, if anything.
+      guard: tells bad steps.
     """
     transform = optimizer.transform()
     axes = logical_axes(objective.config, reward_head=objective.reward_head)
@@ -72,7 +80,7 @@ def train_program(
     whole = replicated(mesh)
 
     def fresh(params: Params) -> TrainState:
-        return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), guard.init())
 
     def place(tree: Any) -> Any:
         """Moments are sharded as their parameters; whatever else the state holds is replicated."""
@@ -123,7 +131,15 @@ def train_program(
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
         metrics = {name: s / jnp.maximum(n, 1.0) for name, (s, n) in total.metrics.items()}
         metrics["grad_norm"] = optax.global_norm(grads)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        bad, seen = guard.judge(state.seen, state.step, metrics["loss"], metrics["grad_norm"])
+        params, opt_state = jax.tree.map(
+            lambda old, new: jnp.where(bad, old, new),
+            (state.params, state.opt_state),
+            (params, opt_state),
+        )
+        metrics["bad"] = bad.astype(jnp.float32)
+        metrics["skipped_steps"] = seen.skipped.astype(jnp.float32)
+        return TrainState(state.step + 1, params, opt_state, seen), metrics
 
     rows = batch_sharding(mesh, rules)
     given = (state_sharding, rows, None)
