@@ -2,13 +2,16 @@
 
 import json
 import os
+from collections.abc import Callable
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
 
 from aya_jax.errors import AyaError
+
+T = TypeVar("T")
 
 # A process that is not heard of for so many seconds is lost, and ends the others.
 HEARTBEAT = 30
@@ -112,3 +115,58 @@ def said_first(name: str, value: Any = None) -> Any:
 
 
 _SAID: dict[str, Any] = {}
+
+
+def from_all(name: str, value: Any) -> list[Any]:
+    """Return the JSON-able values of all processes, in their order; by their coordinator, in any thread.
+
+    Args:
+      name: as in `barrier`; uses of one name must come in the same order in every process.
+      value: this process's.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    use, own = next(_uses(f"from_all {name}")), jax.process_index()
+
+    def key(use: int, process: int) -> str:
+        return f"aya/{name}/{use}/{process}"
+
+    _client().key_value_set(key(use, own), json.dumps(value))
+    texts = [
+        _client().blocking_key_value_get(key(use, process), PATIENCE * 1000)
+        for process in range(jax.process_count())
+    ]
+    # Whoever has set this value has read all that were set before it.
+    if use:
+        _client().key_value_delete(key(use - 1, own))
+    return [json.loads(text) for text in texts]
+
+
+def together(name: str, work: Callable[[], T]) -> list[T]:
+    """Do `work` in every process, and return what came of it in each; what fails in one fails in all.
+
+    Args:
+      name: as in `from_all`.
+      work: returns something JSON-able.
+
+    Raises:
+      AyaError: the first process's error, the same one in all. A single process's own exceptions pass.
+    """
+    if jax.process_count() == 1:
+        return [work()]
+    own: T | None = None
+    failed: Exception | None = None
+    fault = None
+    try:
+        own = work()
+    except AyaError as error:
+        failed, fault = error, str(error)
+    except Exception as error:
+        failed = error
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        fault = f"process {jax.process_index()} failed: {said}"
+    outcomes = from_all(name, [own, fault])
+    for _, each in outcomes:
+        if each is not None:
+            raise AyaError(each) from failed
+    return [value for value, _ in outcomes]
