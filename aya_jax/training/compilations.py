@@ -46,8 +46,8 @@ class Compilations(AbstractContextManager["Compilations"]):
 
         return call
 
-    def _heard(self, event: str, duration: float, **details: Any) -> None:
-        del duration
+    def _heard(self, event: str, duration_secs: float, **details: Any) -> None:
+        del duration_secs
         if event == EVENT:
             self._programs.append(str(details.get("fun_name")))
 
