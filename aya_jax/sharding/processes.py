@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import sys
+import threading
 from collections.abc import Callable
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -15,8 +18,14 @@ T = TypeVar("T")
 
 # A process that is not heard of for so many seconds is lost, and ends the others.
 HEARTBEAT = 30
-# How long a process waits for the others at a barrier, in seconds: reading a model takes minutes.
-PATIENCE = 3600
+# How long a process waits for the others, in seconds: what one of them does alone may take hours, and
+# one that is lost or has failed ends them anyway.
+PATIENCE = 7 * 24 * 3600
+# How long one that has failed waits for the others to leave with it, and how often they look, in seconds.
+PARTING = 20
+GLANCE = 0.5
+# The exit status where another process was lost: the same command goes on.
+LOST = 77
 
 
 def start_processes() -> None:
@@ -32,18 +41,88 @@ def start_processes() -> None:
     number = os.environ.get("AYA_PROCESSES", "1")
     if number == "1":
         return
-    if number == "auto":
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
-        return
+    found: tuple[Any, ...] = ()
+    if number != "auto":
+        try:
+            found = (os.environ["AYA_COORDINATOR"], int(number), int(os.environ["AYA_PROCESS"]))
+        except (KeyError, ValueError):
+            raise AyaError(
+                "AYA_PROCESSES must be a number, with AYA_COORDINATOR=host:port and AYA_PROCESS=0, 1, ..., "
+                "or 'auto'"
+            ) from None
     try:
-        place = os.environ["AYA_COORDINATOR"]
-        total, own = int(number), int(os.environ["AYA_PROCESS"])
-    except (KeyError, ValueError):
+        jax.distributed.initialize(
+            *found, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=PARTING
+        )
+    except (RuntimeError, ValueError) as error:
         raise AyaError(
-            "AYA_PROCESSES must be a number, with AYA_COORDINATOR=host:port and AYA_PROCESS=0, 1, ..., "
-            "or 'auto'"
+            f"AYA_PROCESSES={number}: the processes do not find each other "
+            f"({str(error).splitlines()[0]}); start all of them, with one AYA_COORDINATOR"
         ) from None
-    jax.distributed.initialize(place, total, own, heartbeat_timeout_seconds=HEARTBEAT)
+    threading.Thread(target=_watch, name="processes", daemon=True).start()
+
+
+def _watch() -> None:
+    """Leave when another process has failed: the main thread may be waiting for that one."""
+    while not _all_well.wait(GLANCE):
+        try:
+            said = _first(_client(), "leave")
+        except jax.errors.JaxRuntimeError:
+            # Without a coordinator the client ends the process, and says so.
+            return
+        if said is not None:
+            _leave(said["status"], tells=False)
+
+
+_all_well = threading.Event()
+_leaving = threading.Lock()
+
+
+def leave(status: int, told: str = "") -> int:
+    """End together with the other processes; return the status to exit with.
+
+    With status 0 that is when all have come here. Else the others end as well, wherever they are: with
+    the status of the first that failed, which alone tells what happened.
+
+    Args:
+      status: the exit status.
+      told: what happened, for stderr.
+    """
+    client = _client()
+    if client is None:
+        if told:
+            print(told, file=sys.stderr)
+        return status
+    if status == 0:
+        client.wait_at_barrier("aya/end", PATIENCE * 1000)
+        _all_well.set()
+        return 0
+    own = {"status": status, "process": _state().process_id}
+    said = _first(client, "leave", own)
+    if said == own:
+        print(told, file=sys.stderr, flush=True)
+    _leave(said["status"], tells=said == own)
+
+
+def _leave(status: int, *, tells: bool) -> NoReturn:
+    """End the process when all have come here, or one of them is lost, whatever other threads do."""
+    # Two threads may come; the second stays here until the process ends.
+    with _leaving:
+        try:
+            _client().wait_at_barrier("aya/leave", PARTING * 1000)
+            jax.distributed.shutdown()
+        except jax.errors.JaxRuntimeError as error:
+            status = LOST
+            lost = re.findall(r"^\d+$", str(error), re.MULTILINE)
+            if tells:
+                which = f"process {', '.join(lost)}" if lost else "a process"
+                print(
+                    f"aya: {which} of {_state().num_processes} is lost; the same command goes on",
+                    file=sys.stderr,
+                )
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def is_lead() -> bool:
@@ -51,10 +130,15 @@ def is_lead() -> bool:
     return jax.process_index() == 0
 
 
-def _client() -> Any:
+def _state() -> Any:
+    """Return what jax knows of the processes; it has no public name for its coordinator's client."""
     from jax._src.distributed import global_state
 
-    return global_state.client
+    return global_state
+
+
+def _client() -> Any:
+    return _state().client
 
 
 def barrier(name: str) -> None:
@@ -75,7 +159,7 @@ def _uses(name: str) -> Any:
 
 
 def from_lead(value: Any) -> Any:
-    """Return the lead's JSON-able `value` in all processes."""
+    """Return the lead's JSON-able `value` in all processes. For the main thread."""
     if jax.process_count() == 1:
         return value
     key = f"aya/from_lead/{next(_uses('from_lead'))}"
@@ -83,6 +167,15 @@ def from_lead(value: Any) -> Any:
         _client().key_value_set(key, json.dumps(value))
         return value
     return json.loads(_client().blocking_key_value_get(key, PATIENCE * 1000))
+
+
+def by_lead(work: Callable[[], T]) -> T:
+    """Do `work` in the lead alone, while the others wait; return what came of it in all.
+
+    Args:
+      work: returns something JSON-able. What it raises ends the lead, and so all (`leave`).
+    """
+    return from_lead(work() if is_lead() else None)
 
 
 def agreed(flag: bool) -> bool:
@@ -99,7 +192,11 @@ def said_first(name: str, value: Any = None) -> Any:
     """
     if jax.process_count() == 1:
         return _SAID.setdefault(name, value) if value is not None else _SAID.get(name)
-    key, client = f"aya/said/{name}", _client()
+    return _first(_client(), f"said/{name}", value)
+
+
+def _first(client: Any, name: str, value: Any = None) -> Any:
+    key = f"aya/{name}"
     try:
         if value is not None:
             client.key_value_set(key, json.dumps(value))
