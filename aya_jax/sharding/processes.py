@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable
 from itertools import count
 from typing import Any, NoReturn, TypeVar
@@ -110,7 +111,9 @@ def _leave(status: int, *, tells: bool) -> NoReturn:
     with _leaving:
         try:
             _client().wait_at_barrier("aya/leave", PARTING * 1000)
-            jax.distributed.shutdown()
+            if _state().service is not None:
+                # The coordinator goes last: without it the others would end for want of it.
+                time.sleep(2 * GLANCE)
         except jax.errors.JaxRuntimeError as error:
             status = LOST
             lost = re.findall(r"^\d+$", str(error), re.MULTILINE)

@@ -1,0 +1,36 @@
+import json
+import signal
+
+import pytest
+
+SCRIPT = "tests/hosts/leaving.py"
+
+
+def leaving(hosts, how):
+    return hosts.run([SCRIPT, how], count=2, devices=2)
+
+
+def test_values_of_the_lead_and_of_all_are_told(hosts):
+    ended = leaving(hosts, "well")
+    assert [each.status for each in ended] == [0, 0], ended
+    lead, other = (json.loads(each.out.replace("'", '"')) for each in ended)
+    assert lead == other and lead[0] == lead[1] and lead[0][0] == "made"
+
+
+@pytest.mark.parametrize("how", ["lead fails", "other fails", "all fail"])
+def test_one_that_fails_ends_all_with_its_status_and_tells_it_once(hosts, how):
+    ended = leaving(hosts, how)
+    assert [each.status for each in ended] == [3, 3], ended
+    assert (ended[0].err + ended[1].err).count(f"what went wrong: {how}") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "left", "named"),
+    [("lost lead", 1, "the leader task was preempted/died"), ("lost other", 0, "heartbeats):\n1")],
+)
+def test_one_that_is_lost_ends_the_others_and_is_named(hosts, how, left, named):
+    ended = leaving(hosts, how)
+    assert ended[1 - left].status == -signal.SIGKILL
+    assert ended[left].status == -signal.SIGABRT, ended
+    assert named in ended[left].err
