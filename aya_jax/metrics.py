@@ -5,24 +5,41 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from tensorboardX import SummaryWriter
 
 HISTORY = "metrics.jsonl"
 
 
+class Sink(Protocol):
+    """Where else curves are shown."""
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Keep the figures of a step."""
+
+    def close(self, whole: bool) -> None:
+        """Nothing more comes; `whole` unless the training was broken off."""
+
+
 class MetricWriter:
-    """Appends the figures of a step to `directory/metrics.jsonl`, and to TensorBoard if asked.
+    """Appends the figures of a step to `directory/metrics.jsonl`, and to other places if asked.
 
     Args:
       directory: of the stage.
       resume_step: what an earlier, killed attempt wrote after this step is dropped first, so that
         the file ends up as that of an unbroken run.
       events: the folder of the TensorBoard events, none if absent.
+      sink: where else the figures go, if anywhere.
     """
 
     def __init__(
-        self, directory: Path, *, resume_step: int = 0, events: Path | None = None
+        self,
+        directory: Path,
+        *,
+        resume_step: int = 0,
+        events: Path | None = None,
+        sink: Sink | None = None,
     ) -> None:
         path = directory / HISTORY
         kept = [row for row in read_rows(path) if row["step"] <= resume_step]
@@ -31,16 +48,20 @@ class MetricWriter:
         os.replace(partial, path)
         self._file = path.open("a")
         self._events = SummaryWriter(str(events)) if events else None
+        self._sink = sink
 
     def write(
         self, step: int, figures: Mapping[str, float], *, timing: Mapping[str, float] | None = None
     ) -> None:
-        """Keep the figures of one step; `timing`, which differs from run to run, only as events."""
+        """Keep the figures of one step; `timing`, which differs from run to run, not in the file."""
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
         self._file.flush()
+        shown = {**figures, **(timing or {})}
         if self._events:
-            for name, value in {**figures, **(timing or {})}.items():
+            for name, value in shown.items():
                 self._events.add_scalar(name, value, step)
+        if self._sink:
+            self._sink.write(step, shown)
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -54,6 +75,8 @@ class MetricWriter:
         self._file.close()
         if self._events:
             self._events.close()
+        if self._sink:
+            self._sink.close(whole=error is None)
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
