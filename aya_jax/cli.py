@@ -252,16 +252,22 @@ def parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status. A user's mistake is one line on stderr."""
+    """Run the command line; return the exit status, see docs/reliability.md.
+
+    A user's mistake is one line on stderr.
+    """
     args, unknown = parser().parse_known_args(arguments)
     if unknown:
         args.parser.unknown(unknown[0])
-    try:
-        if args.verb != "run":
-            from aya_jax.recipe.verbs import read_gin
+    from aya_jax.training.preemption import PREEMPTED, Preempted, heard
 
-            read_gin(args.gin_file, args.gin_bindings)
-        args.call(args)
+    try:
+        with heard():
+            if args.verb != "run":
+                from aya_jax.recipe.verbs import read_gin
+
+                read_gin(args.gin_file, args.gin_bindings)
+            args.call(args)
     except AyaError as error:
         # gin appends to a message which configurable was being called; the first line is ours.
         print(f"aya {args.verb}: {str(error).splitlines()[0]}", file=sys.stderr)
@@ -269,6 +275,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("aya: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+    except Preempted as end:
+        print(f"aya: SIGTERM; {end}; the same command goes on from here", file=sys.stderr)
+        return PREEMPTED
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from aya_jax.model import Model
 from aya_jax.models.decoder import Params
 from aya_jax.models.lora import LoRA, average, merge
 from aya_jax.recipe.job_settings import merge_checkpoints
+from aya_jax.training.incidents import Describe, Incidents
 from aya_jax.training.loop import train
 from aya_jax.training.objectives import Objective
 from aya_jax.training.optimizer import optimizer
@@ -74,7 +75,8 @@ def fit(
     # `lineage.json` comes last: an attempt that was killed after it has left the model whole, and of
     # its checkpoints perhaps a part.
     if not (work.directory / "lineage.json").exists():
-        _train(objective, start, arrays, store=store, work=work, lora=lora)
+        incidents = Incidents(work.directory / "incidents", describe=_texts(tokenizer, data))
+        _train(objective, start, arrays, store=store, incidents=incidents, work=work, lora=lora)
         averaged = store.steps()[-last:]
         trees = [store.load_params(step) for step in averaged]
         lineage = {
@@ -113,6 +115,7 @@ def _train(
     arrays: Mapping[str, np.ndarray],
     *,
     store: TrainStore,
+    incidents: Incidents,
     work: Work,
     lora: LoRA | None,
 ) -> None:
@@ -133,8 +136,33 @@ def _train(
             work.update(step, int(values["total"]), {**shown, "tokens/s": speed})
 
         train(
-            objective, start, arrays, store=store, observe=observe, lora=lora, optimizer=optimizer()
+            objective,
+            start,
+            arrays,
+            store=store,
+            incidents=incidents,
+            observe=observe,
+            lora=lora,
+            optimizer=optimizer(),
         )
+
+
+def _texts(tokenizer: Tokenizer, data: Sequence[Record] | Sequence[str]) -> Describe:
+    """Return what tells the texts of a batch, with their records' ids where a row is a pair."""
+
+    def describe(numbers: np.ndarray, batch: Mapping[str, np.ndarray]) -> Iterator[Record]:
+        for name in sorted(name for name in batch if name.endswith("tokens")):
+            segments = batch[f"{name.removesuffix('tokens')}segment_ids"]
+            for number, ids, owner in zip(numbers, batch[name], segments, strict=True):
+                for document in range(1, owner.max() + 1):
+                    text = tokenizer.decode(ids[owner == document])
+                    row = {"row": int(number), "array": name, "text": text}
+                    # A row of packed text has parts of many records, in the order of their lengths.
+                    if name.startswith(("chosen", "rejected")):
+                        row["id"] = data[number].get("id")
+                    yield row
+
+    return describe
 
 
 def _as_parent(model: Model) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import gin
@@ -92,23 +93,18 @@ class Health:
         """What tells bad steps."""
         return Guard(self.spike)
 
-    def look(
-        self, step: int, figures: Mapping[str, float], keep_batch: Callable[[int], str]
-    ) -> None:
-        """Act on the figures of a step: say nothing, warn that it was skipped, or stop.
+    def act_on(self, step: int, figures: Mapping[str, float], place: Path) -> None:
+        """Warn that a bad step was skipped, or stop.
 
         Args:
           step: its number, from 1.
-          figures: its `bad`, `loss`, `grad_norm` and `skipped_steps`.
-          keep_batch: writes the batch of a step for the user to look at; returns where.
+          figures: its `loss`, `grad_norm` and `skipped_steps`.
+          place: where its batch was written.
 
         Raises:
-          AyaError: the step is bad, and the policy is to stop or too many were skipped.
+          AyaError: the policy is to stop, or too many steps were skipped.
         """
-        if not figures["bad"]:
-            return
         loss, norm, skipped = figures["loss"], figures["grad_norm"], int(figures["skipped_steps"])
-        place = keep_batch(step)
         kind = "" if not math.isfinite(loss + norm) else ", a spike,"
         what = f"the loss is {loss:.6g}{kind} and its gradient's norm {norm:.6g} at step {step}"
         if self.policy == "stop":

@@ -1,7 +1,8 @@
 """The training loop: a pure function of (parameters, data, settings) that survives being killed."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import gin
@@ -9,14 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aya_jax.data.loader import Loader
+from aya_jax.data.loader import Loader, prefetch
 from aya_jax.errors import AyaError
 from aya_jax.models.decoder import Params
 from aya_jax.models.lora import LoRA, freeze, init_adapters
 from aya_jax.sharding.mesh import device_mesh, logical_rules
+from aya_jax.training.health import health
+from aya_jax.training.incidents import Incidents
 from aya_jax.training.objectives import Objective
 from aya_jax.training.optimizer import Optimizer, learning_rate_at
-from aya_jax.training.step import Metrics, train_program
+from aya_jax.training.preemption import Preempted, until_saved
+from aya_jax.training.step import Metrics, Program, TrainState, train_program
+from aya_jax.training.watchdog import watchdog
 
 Observer = Callable[[int, Mapping[str, float]], None]
 
@@ -25,7 +30,10 @@ class Store(Protocol):
     """Where the loop keeps its state; `checkpoints.train_store.TrainStore` is one."""
 
     def save(self, step: int, state: Any) -> None:
-        """Write the whole state or nothing."""
+        """Take the whole state, and write it or nothing while the training goes on."""
+
+    def wait(self) -> None:
+        """Wait until all that was saved is written."""
 
     def latest_step(self) -> int | None:
         """Return the step of the newest whole checkpoint."""
@@ -35,7 +43,7 @@ class Store(Protocol):
 
 
 @gin.configurable(
-    denylist=["objective", "params", "arrays", "store", "observe", "lora", "optimizer"]
+    denylist=["objective", "params", "arrays", "store", "incidents", "observe", "lora", "optimizer"]
 )
 def train(
     objective: Objective,
@@ -43,6 +51,7 @@ def train(
     arrays: Mapping[str, np.ndarray],
     *,
     store: Store,
+    incidents: Incidents,
     observe: Observer = lambda step, figures: None,
     lora: LoRA | None = None,
     optimizer: Optimizer,
@@ -71,6 +80,7 @@ def train(
       params: where training starts (not changed).
       arrays: training rows, equal first axes.
       store: keeps the train state, every `checkpoint_every` steps and at the end.
+      incidents: where the batches of bad steps go, and the stacks of a stuck one.
       observe: told the step and the figures of every `log_every`-th step and the last.
       lora: what is trained on top of `params`; if absent, they are.
       optimizer: what turns gradients into updates.
@@ -83,16 +93,13 @@ def train(
       log_every, checkpoint_every: in steps.
 
     Raises:
-      AyaError: the batch does not divide, or the loss or its gradient is no longer a number; no
-        state is kept after that.
+      AyaError: the batch does not divide, or a step is bad (see `health`); no state of that step or a
+        later one is kept.
+      Preempted: a SIGTERM came; the state is kept.
     """
-    if batch_size < 1 or batch_size % (accumulate * jax.process_count()):
-        raise AyaError(
-            f"train.batch_size {batch_size} must be a positive multiple of train.accumulate {accumulate} "
-            f"times the {jax.process_count()} processes"
-        )
     count = len(next(iter(arrays.values())))
     total = steps if steps is not None else max(1, math.ceil(epochs * count / batch_size))
+    care = health()
     program = train_program(
         objective,
         optimizer,
@@ -100,29 +107,18 @@ def train(
         logical_rules(),
         accumulate,
         lora,
+        care.guard,
     )
-    try:
-        program.batch_sharding.shard_shape((batch_size,))
-    except ValueError:
-        raise AyaError(
-            f"train.batch_size {batch_size} does not divide over the mesh "
-            f"{dict(program.batch_sharding.mesh.shape)}; give another size, or other device_mesh.*"
-        ) from None
-    loader = Loader(arrays, batch_size=batch_size, seed=seed)
-    base: tuple[Params, ...] = ()
-    if lora is None:
-        # The step donates its state: start from a copy, the caller's parameters stay whole.
-        start = jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)
-    else:
-        start = init_adapters(lora, params, jax.random.key(seed))
-        base = (jax.device_put(freeze(lora, params), program.base_sharding),)
-    state = program.init(start)
-    done = store.latest_step()
+    _check_batch(batch_size, accumulate, program)
+    state, base = _begin(program, params, lora, seed)
+    done = kept = store.latest_step()
     if done is not None:
         done, state = store.restore(None, state)
-    unread: list[tuple[int, Metrics]] = []
-    for step in range(done or 0, total):
-        rate = learning_rate_at(
+    loader = Loader(arrays, batch_size=batch_size, seed=seed)
+    unread: deque[tuple[int, Metrics]] = deque()
+
+    def rate(step: int) -> float:
+        return learning_rate_at(
             step,
             peak=learning_rate,
             steps=total,
@@ -130,30 +126,68 @@ def train(
             schedule=schedule,
             final=final_learning_rate,
         )
-        batch = jax.device_put(loader[step], program.batch_sharding)
-        state, metrics = program.step(state, batch, jnp.float32(rate), *base)
-        done = step + 1
-        unread.append((done, metrics))
-        logged = done % log_every == 0 or done == total
-        kept = done % checkpoint_every == 0 or done == total
-        # Reading a figure waits for its step, so they are read together and seldom.
-        if logged or kept:
-            _require_finite(unread)
-            unread.clear()
-        if logged:
-            figures = {name: float(value) for name, value in metrics.items()}
-            run = {"learning_rate": rate, "total": total, "batch_size": batch_size}
-            observe(done, {**figures, **run})
-        if kept:
-            store.save(done, state)
+
+    def batch(step: int) -> dict[str, jax.Array]:
+        return loader.on(step, program.batch_sharding)
+
+    def read(*, left: int) -> None:
+        """Wait for all steps but the last `left`, and act on what they tell, in order."""
+        while len(unread) > left:
+            step, metrics = unread.popleft()
+            figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            dog.beat(step)
+            if figures.pop("bad"):
+                place = incidents.keep_batch(step, loader.rows(step - 1), loader[step - 1])
+                care.act_on(step, figures, place)
+            if step % log_every == 0 or step == total:
+                run = {"learning_rate": rate(step - 1), "total": total, "batch_size": batch_size}
+                observe(step, {**figures, **run})
+
+    with (
+        watchdog(incidents.stacks) as dog,
+        until_saved() as preempted,
+        prefetch(batch, done or 0, total) as batches,
+    ):
+        for step in range(done or 0, total):
+            if preempted(step):
+                read(left=0)
+                if step != kept:
+                    store.save(step, state)
+                store.wait()
+                raise Preempted(f"saved at step {step}")
+            state, metrics = program.step(state, next(batches), jnp.float32(rate(step)), *base)
+            unread.append((step + 1, metrics))
+            # While the device is at one step the next is made ready, and no process is further ahead.
+            read(left=1)
+            if (step + 1) % checkpoint_every == 0 or step + 1 == total:
+                read(left=0)
+                kept = step + 1
+                store.save(kept, state)
+        store.wait()
     return total
 
 
-def _require_finite(steps: Sequence[tuple[int, Metrics]]) -> None:
-    for step, metrics in steps:
-        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-        if not math.isfinite(loss + norm):
-            raise AyaError(
-                f"train: the loss is {loss} and its gradient's norm {norm} at step {step}; "
-                "lower train.learning_rate or look at the data of that step"
-            )
+def _check_batch(batch_size: int, accumulate: int, program: Program) -> None:
+    if batch_size < 1 or batch_size % accumulate:
+        raise AyaError(
+            f"train.batch_size {batch_size} must be a positive multiple of train.accumulate {accumulate} "
+            "(micro-batches an update)"
+        )
+    try:
+        program.batch_sharding.shard_shape((batch_size,))
+    except ValueError:
+        raise AyaError(
+            f"train.batch_size {batch_size} does not divide over the mesh "
+            f"{dict(program.batch_sharding.mesh.shape)}; give another size, or other device_mesh.*"
+        ) from None
+
+
+def _begin(
+    program: Program, params: Params, lora: LoRA | None, seed: int
+) -> tuple[TrainState, tuple[Params, ...]]:
+    """Return the state before the first step, and the frozen base where there is one."""
+    if lora is None:
+        # The step donates its state: start from a copy, the caller's parameters stay whole.
+        return program.init(jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)), ()
+    base = jax.device_put(freeze(lora, params), program.base_sharding)
+    return program.init(init_adapters(lora, params, jax.random.key(seed))), (base,)

@@ -1,5 +1,7 @@
 """A training that is broken off and goes on is the unbroken one, and what is wrong is told."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ from aya_jax.checkpoints.train_store import TrainStore
 from aya_jax.data.loader import Loader
 from aya_jax.errors import AyaError
 from aya_jax.sharding.mesh import device_mesh, logical_rules
+from aya_jax.training.health import FINITE
+from aya_jax.training.incidents import Incidents
 from aya_jax.training.loop import train
 from aya_jax.training.objectives import DPO, SFT
 from aya_jax.training.optimizer import AdamW, learning_rate_at
@@ -16,6 +20,7 @@ from aya_jax.training.step import train_program
 
 STEPS = 7
 SETTINGS = {
+    "incidents": Incidents(Path("none")),
     "steps": STEPS,
     "batch_size": 4,
     "learning_rate": 0.02,
@@ -65,7 +70,7 @@ def like(config, params):
 
 def program_of(config):
     return train_program(
-        SFT(config), AdamW(weight_decay=0.1), device_mesh(), logical_rules(), 1, None
+        SFT(config), AdamW(weight_decay=0.1), device_mesh(), logical_rules(), 1, None, FINITE
     )
 
 
@@ -177,6 +182,7 @@ def test_a_loss_that_is_no_number_is_told_with_its_step(
     first = 1 + next(step for step in range(6) if 5 in loader[step]["row"])
     assert first > 1  # else there is no step before it to keep
     settings = {**SETTINGS, "batch_size": 2, "seed": 0, "steps": 8, "checkpoint_every": 1}
+    incidents = Incidents(tmp_path / "incidents")
     # Told in the same words where figures are shown seldom, and no such state is kept.
     for log_every in (1, 100):
         store = TrainStore(tmp_path / str(log_every))
@@ -186,9 +192,13 @@ def test_a_loss_that_is_no_number_is_told_with_its_step(
                 params,
                 arrays,
                 store=store,
-                **{**settings, "log_every": log_every},
+                **{**settings, "log_every": log_every, "incidents": incidents},
             )
         assert store.latest_step() == first - 1
+        with np.load(tmp_path / "incidents" / f"step_{first:08d}.npz") as batch:
+            assert 5 in batch["rows"]
+            for name, rows in arrays.items():
+                np.testing.assert_array_equal(batch[name], rows[batch["rows"]])
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(0, 1), (-4, 1), (6, 4), (2, 4)])

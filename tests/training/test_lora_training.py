@@ -1,5 +1,7 @@
 """Training adapters: their gradients alone, on a base that stays as it is, and broken off without harm."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ from aya_jax.checkpoints.train_store import TrainStore
 from aya_jax.models.decoder import logical_axes
 from aya_jax.models.lora import LoRA, adapter_axes, freeze, frozen_axes, init_adapters, join, merge
 from aya_jax.sharding.mesh import device_mesh, logical_rules
+from aya_jax.training.health import FINITE
+from aya_jax.training.incidents import Incidents
 from aya_jax.training.loop import train
 from aya_jax.training.objectives import DPO, SFT, Reward
 from aya_jax.training.optimizer import AdamW
@@ -19,6 +23,7 @@ LORA = LoRA(2, 3.0, ("q", "k", "o", "down"))
 INT8 = LoRA(2, 3.0, ("q", "k", "o", "down"), base_dtype="int8")
 OPTIMIZER = AdamW(clip_norm=1e9)
 SETTINGS = {
+    "incidents": Incidents(Path("none")),
     "steps": 7,
     "batch_size": 4,
     "learning_rate": 0.02,
@@ -159,7 +164,7 @@ def unbroken(request, config, params, arrays, tmp_path_factory):
 def test_what_was_broken_off_ends_in_the_same_bits(config, params, arrays, unbroken, tmp_path):
     lora, whole, figures = unbroken
     program = train_program(
-        SFT(config), AdamW(weight_decay=0.1), device_mesh(), logical_rules(), 1, lora
+        SFT(config), AdamW(weight_decay=0.1), device_mesh(), logical_rules(), 1, lora, FINITE
     )
     like = program.init(init_adapters(lora, params, jax.random.key(3)))
     store = TrainStore(tmp_path)
@@ -194,7 +199,7 @@ def test_it_learns_and_keeps_adapters_alone(params, unbroken):
         for name in ("params", "rest")
         for leaf in jax.tree.leaves(_read(store, step, name))
     )
-    assert 3 * trained <= kept / len(store.steps()) <= 3 * trained + 16 < whole
+    assert 3 * trained <= kept / len(store.steps()) <= 3 * trained + 512 < whole
 
 
 def _read(store, step, name):
