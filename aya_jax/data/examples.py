@@ -1,7 +1,7 @@
 """From records to token arrays: packed rows for SFT, padded pairs for DPO and reward models."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,28 +9,43 @@ from aya_jax.data.records import Record, name_of, prompt_messages
 from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.errors import AyaError
 
+# Tokens that are laid out in memory at once where rows are made for a disk.
+TOKENS_AT_ONCE = 1 << 22
+
 
 class Rows(NamedTuple):
-    """Token rows, all [R, T]: int32 tokens, positions, segment_ids (0 is padding), bool mask.
+    """Token rows, all [R, T]: int32 but for the bool mask.
 
-    `mask` is True on the tokens that a loss may count: those of completions.
+    `segment_ids` is 0 on padding; `mask` is True on the tokens that a loss may count, those of
+    completions; `languages` tells each token's language by its number, 0 for none.
     """
 
     tokens: np.ndarray
     positions: np.ndarray
     segment_ids: np.ndarray
     mask: np.ndarray
+    languages: np.ndarray
 
 
 class Example(NamedTuple):
     """One prompt with one completion, tokenised.
 
-    `earlier` has the places, [start, stop) each, of answers in the prompt that are learnt as well.
+    `earlier` has the places, [start, stop) each, of answers in the prompt that are learnt as well;
+    `language` is a number (see `records.languages_of`), 0 for none.
     """
 
     prompt: list[int]
     completion: list[int]
     earlier: Sequence[tuple[int, int]] = ()
+    language: int = 0
+
+
+class Document(NamedTuple):
+    """An example as rows hold it: int32 ids [N], bool mask [N], and the number of its language."""
+
+    ids: np.ndarray
+    mask: np.ndarray
+    language: int
 
 
 def fits(record: Record, completion: str, tokenizer: Tokenizer, max_length: int) -> bool:
@@ -92,8 +107,13 @@ def text_rows(lines: Sequence[str], tokenizer: Tokenizer, *, length: int) -> Row
     return pack(documents, length=length)
 
 
-def pack(examples: Sequence[Example], *, length: int) -> Rows:
-    """Pack examples into rows of `length` tokens by best fit in decreasing order.
+def pack(examples: Iterable[Example], *, length: int) -> Rows:
+    """Pack examples into rows of `length` tokens; see `packed`, also for its errors."""
+    return Rows(*map(np.concatenate, zip(*packed(examples, length=length), strict=True)))
+
+
+def packed(examples: Iterable[Example], *, length: int) -> Iterator[Rows]:
+    """Pack examples into rows of `length` tokens by best fit in decreasing order; a few rows a time.
 
     A document is never split, keeps its own positions from 0 and its own segment id in the row, so
     that attention cannot cross from one document to the next. Order is a function of the examples
@@ -102,67 +122,106 @@ def pack(examples: Sequence[Example], *, length: int) -> Rows:
     Raises:
       AyaError: there is no example, or one is longer than a row.
     """
-    if not examples:
-        raise AyaError("there is nothing to train on: no example was given")
-    sizes = [len(e.prompt) + len(e.completion) for e in examples]
-    order = sorted(range(len(examples)), key=lambda i: (-sizes[i], i))
-    if sizes[order[0]] > length:
-        raise AyaError(
-            f"an example of {sizes[order[0]]} tokens does not fit rows of {length}; raise max_length"
+    documents = [document_of(example) for example in examples]
+    rows = best_fit([len(document.ids) for document in documents], length)
+    at_once = max(1, TOKENS_AT_ONCE // length)
+    for start in range(0, len(rows), at_once):
+        some = rows[start : start + at_once]
+        members = [documents[i] for row in some for i in row]
+        layout = Layout([len(m.ids) for m in members], [len(row) for row in some], length)
+        yield Rows(
+            layout.fill(np.concatenate([m.ids for m in members])),
+            layout.fill(layout.positions),
+            layout.fill(layout.segments),
+            layout.fill(np.concatenate([m.mask for m in members])),
+            layout.fill(np.repeat([m.language for m in members], layout.sizes)),
         )
-    rows: list[list[int]] = []
-    open_by_space: dict[int, list[int]] = {}
-    for i in order:
-        fit = next((s for s in range(sizes[i], length + 1) if open_by_space.get(s)), None)
-        if fit is None:
-            rows.append([i])
-            row, space = len(rows) - 1, length
-        else:
-            row, space = open_by_space[fit].pop(), fit
-            rows[row].append(i)
-        open_by_space.setdefault(space - sizes[i], []).append(row)
-    tokens, positions, segments = lay_out(
-        [e.prompt + e.completion for e in examples], rows, length=length
-    )
-    mask = _side_by_side([_learnt(e) for e in examples], rows, length) > 0
-    return Rows(tokens, positions, segments, mask)
 
 
-def lay_out(
-    documents: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], *, length: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return int32 tokens, positions and segment ids [R, T] of documents one after the other.
-
-    Args:
-      documents: their ids.
-      rows: the numbers of the documents in each row, of which it has room for all.
-      length: of the rows.
-    """
-    segment = {i: n for members in rows for n, i in enumerate(members, start=1)}
-    positions = [np.arange(len(ids)) for ids in documents]
-    segments = [np.full(len(ids), segment[i]) for i, ids in enumerate(documents)]
-    tokens, places, numbers = (
-        _side_by_side(parts, rows, length) for parts in (documents, positions, segments)
-    )
-    return tokens, places, numbers
-
-
-def _side_by_side(parts: Sequence[Any], rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
-    """Return int32 [R, T]: in each row those parts that it names, then zeros."""
-    out = np.zeros((len(rows), length), np.int32)
-    for row, members in zip(out, rows, strict=True):
-        whole = np.concatenate([parts[i] for i in members])
-        row[: len(whole)] = whole
-    return out
-
-
-def _learnt(example: Example) -> np.ndarray:
-    """Return bool, True on those tokens of an example that are learnt."""
-    prompt, completion = len(example.prompt), len(example.completion)
-    mask = np.arange(prompt + completion) >= prompt
+def document_of(example: Example) -> Document:
+    """Return an example's ids, what of them is learnt, and its language."""
+    ids = np.array([*example.prompt, *example.completion], np.int32)
+    mask = np.arange(len(ids)) >= len(example.prompt)
     for start, stop in example.earlier:
         mask[start:stop] = True
-    return mask
+    return Document(ids, mask, example.language)
+
+
+def best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
+    """Return rows of document numbers: the longest first, each to the row that it fills best.
+
+    At most 11/9 of the fewest rows that there could be, and a few more (best fit decreasing: Johnson
+    et al. 1974, SIAM Journal on Computing 3, 299-325).
+
+    Args:
+      sizes: of the documents, in tokens.
+      length: of a row.
+
+    Raises:
+      AyaError: there is no document, or one is longer than a row.
+    """
+    if not sizes:
+        raise AyaError("there is nothing to train on: no example was given")
+    if max(sizes) > length:
+        raise AyaError(
+            f"an example of {max(sizes)} tokens does not fit rows of {length}; raise max_length"
+        )
+    rows: list[list[int]] = []
+    by_space: list[list[int]] = [[] for _ in range(length + 1)]
+    # Bit s is set where some row has s tokens of space, so that the least that will do is one look.
+    spaces = 0
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        enough = spaces >> sizes[i]
+        if enough:
+            space = sizes[i] + (enough & -enough).bit_length() - 1
+            row = by_space[space].pop()
+            if not by_space[space]:
+                spaces ^= 1 << space
+            rows[row].append(i)
+        else:
+            row, space = len(rows), length
+            rows.append([i])
+        left = space - sizes[i]
+        by_space[left].append(row)
+        if left:
+            spaces |= 1 << left
+    return rows
+
+
+class Layout:
+    """Where documents lie that fill rows side by side, from the left.
+
+    Attributes:
+      sizes: int [N], of the documents in tokens.
+      positions: int32, of every token in its document.
+      segments: int32, the number of every token's document in its row, from 1.
+    """
+
+    def __init__(self, sizes: Sequence[int], counts: Sequence[int], length: int) -> None:
+        """Lay documents out.
+
+        Args:
+          sizes: of the documents, row by row.
+          counts: how many of them each row has, of which it has room for all.
+          length: of a row.
+        """
+        self.sizes = np.asarray(sizes)
+        self._shape = (len(counts), length)
+        before = np.cumsum(self.sizes) - self.sizes
+        first = np.cumsum(counts) - counts
+        row = np.repeat(np.arange(len(counts)), counts)
+        places = row * length + before - before[first][row]
+        numbers = np.arange(len(self.sizes)) - first[row] + 1
+        inner = np.arange(self.sizes.sum()) - np.repeat(before, self.sizes)
+        self.positions = inner.astype(np.int32)
+        self.segments = np.repeat(numbers, self.sizes).astype(np.int32)
+        self._places = np.repeat(places, self.sizes) + inner
+
+    def fill(self, values: np.ndarray) -> np.ndarray:
+        """Return rows [R, length] of one value a token, bool or int32, with 0 where there is none."""
+        out = np.zeros(self._shape, bool if values.dtype == bool else np.int32)
+        out.reshape(-1)[self._places] = values
+        return out
 
 
 def pad(examples: Sequence[Example], *, length: int) -> Rows:
@@ -170,16 +229,22 @@ def pad(examples: Sequence[Example], *, length: int) -> Rows:
 
     No example may be longer; see `pad_length`.
     """
-    tokens = np.zeros((len(examples), length), np.int32)
-    segments = np.zeros_like(tokens)
-    mask = np.zeros(tokens.shape, bool)
-    for r, example in enumerate(examples):
-        ids = example.prompt + example.completion
-        tokens[r, : len(ids)] = ids
-        segments[r, : len(ids)] = 1
-        mask[r, : len(ids)] = _learnt(example)
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape).copy()
-    return Rows(tokens, positions, segments, mask)
+    return pad_documents([document_of(example) for example in examples], length=length)
+
+
+def pad_documents(documents: Sequence[Document], *, length: int) -> Rows:
+    """Give each document a row of its own, as `pad`."""
+    shape = (len(documents), length)
+    tokens, segments, languages = (np.zeros(shape, np.int32) for _ in range(3))
+    mask = np.zeros(shape, bool)
+    for r, document in enumerate(documents):
+        size = len(document.ids)
+        tokens[r, :size] = document.ids
+        segments[r, :size] = 1
+        mask[r, :size] = document.mask
+        languages[r, :size] = document.language
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), shape).copy()
+    return Rows(tokens, positions, segments, mask, languages)
 
 
 def pad_length(examples: Sequence[Example], *, multiple: int, max_length: int) -> int:

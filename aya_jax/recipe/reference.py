@@ -34,7 +34,7 @@ def sequence_logprobs(model: Model, rows: Rows, *, batch_size: int = 32) -> np.n
     for start in range(0, len(rows.tokens), batch_size):
         part = [array[start : start + batch_size] for array in rows]
         short = batch_size - len(part[0])
-        tokens, positions, segments, mask = (np.pad(x, ((0, short), (0, 0))) for x in part)
+        tokens, positions, segments, mask, *_ = (np.pad(x, ((0, short), (0, 0))) for x in part)
         batch = Batch(*map(jnp.asarray, (tokens, positions, segments)))
         values = _sequence_logprobs(config, params, batch, jnp.asarray(mask))
         out.append(np.asarray(values)[: batch_size - short])

@@ -5,10 +5,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aya_jax.data.examples import Example, pack, pad, pad_length, text_rows, tokenize
+from aya_jax.data.examples import (
+    Example,
+    best_fit,
+    pack,
+    packed,
+    pad,
+    pad_length,
+    text_rows,
+    tokenize,
+)
 from aya_jax.errors import AyaError
 
 LENGTH = 12
+DTYPES = [np.int32, np.int32, np.int32, bool, np.int32]
 IDS = st.integers(1, 99)
 HALF = st.lists(IDS, min_size=1, max_size=LENGTH // 2)
 
@@ -20,7 +30,11 @@ def spans(size):
 
 
 EXAMPLES = st.lists(
-    HALF.flatmap(lambda prompt: st.builds(Example, st.just(prompt), HALF, spans(len(prompt)))),
+    HALF.flatmap(
+        lambda prompt: st.builds(
+            Example, st.just(prompt), HALF, spans(len(prompt)), st.integers(0, 3)
+        )
+    ),
     min_size=1,
     max_size=20,
 )
@@ -29,17 +43,20 @@ EXAMPLES = st.lists(
 def documents(rows):
     """Read (tokens, mask, positions) of each document back from the rows' segment ids alone."""
     found = []
-    for tokens, positions, segments, mask in zip(*rows, strict=True):
+    for tokens, positions, segments, mask, languages in zip(*rows, strict=True):
         last = int(segments.max())
         # Segments lie side by side from the left, numbered 1, 2, ..., and then padding.
         used = int((segments > 0).sum())
         assert (segments[:used] > 0).all()
         assert (np.diff(segments[:used]) >= 0).all()
         assert set(segments[:used]) == set(range(1, last + 1))
-        assert not tokens[used:].any() and not mask[used:].any()
+        assert not (tokens[used:].any() or mask[used:].any() or languages[used:].any())
         for segment in range(1, last + 1):
             here = segments == segment
-            found.append((tokens[here].tolist(), mask[here].tolist(), positions[here].tolist()))
+            (language,) = set(languages[here].tolist())
+            found.append(
+                (tokens[here].tolist(), mask[here].tolist(), positions[here].tolist(), language)
+            )
     return found
 
 
@@ -50,6 +67,7 @@ def expected(examples):
             [any(a <= i < b for a, b in e.earlier) for i in range(len(e.prompt))]
             + [True] * len(e.completion),
             list(range(len(e.prompt + e.completion))),
+            e.language,
         )
         for e in examples
     ]
@@ -60,7 +78,7 @@ def test_packing_loses_nothing_splits_nothing_and_mixes_nothing(examples):
     rows = pack(examples, length=LENGTH)
     assert all(array.shape == rows.tokens.shape for array in rows)
     assert rows.tokens.shape[1] == LENGTH
-    assert [array.dtype for array in rows] == [np.int32, np.int32, np.int32, bool]
+    assert [array.dtype for array in rows] == DTYPES
     assert sorted(documents(rows)) == sorted(expected(examples))
 
 
@@ -75,7 +93,7 @@ def test_packing_leaves_no_two_rows_that_would_fit_in_one(examples):
 def test_padding_gives_each_example_its_own_row_in_order(examples, spare):
     length = pad_length(examples, multiple=1, max_length=1000) + spare
     rows = pad(examples, length=length)
-    assert [array.dtype for array in rows] == [np.int32, np.int32, np.int32, bool]
+    assert [array.dtype for array in rows] == DTYPES
     assert rows.tokens.shape == (len(examples), length)
     assert documents(rows) == expected(examples)
 
@@ -92,6 +110,29 @@ def test_rows_are_filled_to_the_brim():
     sizes = (12, 7, 5, 6, 6, 4, 4, 4, 3, 9)
     rows = pack([Example([1], [2] * (size - 1)) for size in sizes], length=12)
     assert len(rows.tokens) == 5 and (rows.segment_ids > 0).all()
+
+
+@given(sizes=st.lists(st.integers(1, LENGTH), min_size=1, max_size=40))
+def test_each_document_goes_where_the_least_space_is_left(sizes):
+    rows = best_fit(sizes, LENGTH)
+    space = {}
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        row = next(r for r, members in enumerate(rows) if i in members)
+        enough = [s for s in space.values() if s >= sizes[i]]
+        assert space.get(row, LENGTH) == min(enough, default=LENGTH)
+        assert enough or row not in space
+        space[row] = space.get(row, LENGTH) - sizes[i]
+    assert sorted(i for members in rows for i in members) == list(range(len(sizes)))
+
+
+def test_rows_made_a_few_at_a_time_are_the_same(monkeypatch):
+    examples = [Example([i], [i] * (1 + i % 5), language=i % 3) for i in range(1, 60)]
+    whole = pack(examples, length=LENGTH)
+    monkeypatch.setattr("aya_jax.data.examples.TOKENS_AT_ONCE", 4 * LENGTH)
+    parts = list(packed((e for e in examples), length=LENGTH))
+    assert len(parts) > 2 and {len(part.tokens) for part in parts[:-1]} == {4}
+    for name, array in whole._asdict().items():
+        np.testing.assert_array_equal(np.concatenate([getattr(p, name) for p in parts]), array)
 
 
 def test_packing_follows_from_the_examples_alone():
@@ -126,7 +167,8 @@ def test_a_record_that_is_too_long_is_told_by_its_name(tokenizer):
     record = {"id": "the-long-one", "prompt": "☃" * 20, "chosen": "☂" * 10}
     # 3 bytes a letter; a beginning, two turn openings, an end of turn each.
     size = (6 + 60, 30 + 1)
-    assert sum(map(len, tokenize(record, tokenizer, field="chosen", max_length=97))) == sum(size)
+    example = tokenize(record, tokenizer, field="chosen", max_length=97)
+    assert (len(example.prompt), len(example.completion)) == size
     with pytest.raises(AyaError) as error:
         tokenize(record, tokenizer, field="chosen", max_length=96)
     assert "record 'the-long-one': prompt (66 tokens) and chosen (31)" in str(error.value)
@@ -158,7 +200,7 @@ def test_plain_text_is_learnt_but_for_its_first_token(tokenizer):
     lines = ["Montag", "☃" * 100, "Κυριακή"]
     rows = text_rows(lines, tokenizer, length=40)
     found = documents(rows)
-    assert sorted(ids for ids, _, _ in found) == sorted(
+    assert sorted(ids for ids, *_ in found) == sorted(
         [tokenizer.bos_id, *tokenizer.encode(line), tokenizer.eos_id][:40] for line in lines
     )
-    assert all(mask == [False] + [True] * (len(mask) - 1) for _, mask, _ in found)
+    assert all(mask == [False] + [True] * (len(mask) - 1) for _, mask, *_ in found)

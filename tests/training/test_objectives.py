@@ -35,7 +35,7 @@ def completion_logprobs(config):
 
     def of(params, examples):
         out = []
-        for prompt, completion, _ in examples:
+        for prompt, completion, *_ in examples:
             # Padded on the right: what comes after cannot change what is read before it.
             tokens = np.zeros((1, 12), np.int32)
             tokens[0, : len(prompt) + len(completion)] = prompt + completion
