@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aya_jax.checkpoints.leaves import on_devices, stored_checksums
+from aya_jax.checkpoints.slices import nested, open_slices
 from aya_jax.checkpoints.store import leaf_checksums, read_tree, write_tree
 from aya_jax.data.files import atomic_directory, atomic_write, fingerprint
 from aya_jax.data.tokenizer_files import tokenizer_files
 from aya_jax.errors import AyaError
+from aya_jax.sharding.processes import is_lead, together
 
 
 def params_fingerprint(params: Any) -> str:
@@ -69,13 +72,33 @@ def fill_model(
 ) -> None:
     """Write the files of a model, but for its tokenizer, into a folder that its caller commits.
 
-    Arguments as in `save_model`.
+    All processes of a run call it; each writes its own shards. Arguments as in `save_model`.
 
     Raises:
       AyaError: the disk is full, or the folder not writable.
     """
     write_tree(directory, "params", params)
-    describe_model(directory, config=config, lineage=lineage, checksums=leaf_checksums(params))
+    describe_params(directory, config=config, lineage=lineage)
+
+
+def describe_params(
+    directory: Path, *, config: Mapping[str, Any], lineage: Mapping[str, Any]
+) -> None:
+    """Write `config.json` and `lineage.json` of the parameters in a folder, which all processes read.
+
+    Arguments as in `save_model`.
+
+    Raises:
+      AyaError: the disk is full, or the folder not writable.
+    """
+    # From the files, as no process has the leaves whole.
+    checksums = stored_checksums(directory, "params")
+
+    def describe() -> None:
+        if is_lead():
+            describe_model(directory, config=config, lineage=lineage, checksums=checksums)
+
+    together("describe", describe)
 
 
 def describe_model(
@@ -132,20 +155,53 @@ def load_lineage(path: str | Path) -> dict[str, Any]:
     return read_object(Path(path, "lineage.json"))
 
 
-def load_params(path: str | Path, *, dtype: Any = None, on_host: bool = False) -> Any:
-    """Return the parameters as arrays on the default device, or NumPy's, every file checked.
+def has_reward_head(path: str | Path) -> bool:
+    """Whether the parameters have a scalar head, `score`; False where that cannot be told."""
+    try:
+        told = json.loads(Path(path, "params", "_METADATA").read_text("utf-8"))
+        return "('score',)" in told["tree_metadata"]
+    except (OSError, ValueError, KeyError):
+        return False
 
-    A scalar head, `score`, keeps its own dtype.
+
+def load_params(
+    path: str | Path, *, dtype: Any = None, on_host: bool = False, shardings: Any = None
+) -> Any:
+    """Return the parameters as arrays on devices, every file checked.
+
+    Args:
+      path: the model directory.
+      dtype: of the parameters but for a scalar head, `score`; as they are in the files if absent.
+      on_host: as NumPy arrays.
+      shardings: a tree of shardings like the parameters. Each process then reads only the slices
+        that its devices hold. Without it all are on the default device.
 
     Raises:
-      AyaError: a file is missing or damaged, or the directory is another program's.
+      AyaError: a file is missing or damaged, or the directory is another program's, or holds other
+        parameters than `shardings`.
     """
-    _require_ours(Path(path))
-    tree = read_tree(Path(path), "params")
-    kept = tree.pop("score", None)
-    asarray = np.asarray if on_host else jnp.asarray
-    params = jax.tree.map(lambda leaf: asarray(leaf, dtype), tree)
-    return params if kept is None else {**params, "score": asarray(kept)}
+    path = Path(path)
+    _require_ours(path)
+    if shardings is None:
+        tree = read_tree(path, "params")
+        kept = tree.pop("score", None)
+        asarray = np.asarray if on_host else jnp.asarray
+        params = jax.tree.map(lambda leaf: asarray(leaf, dtype), tree)
+        return params if kept is None else {**params, "score": asarray(kept)}
+    leaves = open_slices(path, "params")
+    stored, wanted = jax.tree.structure(nested(leaves)), jax.tree.structure(shardings)
+    if stored != wanted:
+        raise AyaError(f"{path / 'params'}: holds other parameters than config.json asks for")
+    flat = {
+        tuple(key.key for key in keys): s
+        for keys, s in jax.tree_util.tree_leaves_with_path(shardings)
+    }
+    return nested(
+        {
+            leaf: on_devices(store, None if leaf == ("score",) else dtype, flat[leaf])
+            for leaf, store in leaves.items()
+        }
+    )
 
 
 def _require_ours(path: Path) -> None:

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from etils import epath
 
-from aya_jax.checkpoints.store import CHUNK, RESERVE, check_files, list_files
+from aya_jax.checkpoints.store import CHUNK, RESERVE, check_files, empty_place, list_files
 from aya_jax.data.files import require_space, told_plainly
+from aya_jax.sharding.processes import is_lead, together
 
 LeafPath = tuple[str, ...]
 
@@ -47,7 +49,8 @@ def write_slices(
 ) -> Iterator[dict[LeafPath, ts.TensorStore]]:
     """Write a tree that is never in memory: yield its leaves, TensorStores to be filled.
 
-    What comes of it `read_tree` reads, as what `write_tree` wrote.
+    What comes of it `read_tree` reads, as what `write_tree` wrote. Several processes each fill a part
+    of it, whole chunks of a leaf; no two the same one.
 
     Args:
       directory, name: as in `write_tree`.
@@ -57,31 +60,56 @@ def write_slices(
       AyaError: the disk is full, or the place is not writable.
     """
     place = directory / name
-    require_space(directory, sum(leaf.nbytes for leaf in leaves.values()) + RESERVE)
+    together(
+        f"begin slices {name}", lambda: _make_frame(directory, name, leaves) if is_lead() else None
+    )
+    failed: list[Exception] = []
+    try:
+        with told_plainly(place):
+            yield {
+                path: ts.open(
+                    {"driver": "zarr", "kvstore": _file(place / ".".join(path))}, write=True
+                ).result()
+                for path in leaves
+            }
+    except Exception as error:
+        failed.append(error)
+
+    def outcome() -> None:
+        if failed:
+            raise failed[0]
+
+    together(f"slices {name}", outcome)
+    list_files(directory, name)
+
+
+def _make_frame(directory: Path, name: str, leaves: Mapping[LeafPath, Leaf]) -> None:
+    place = directory / name
     with told_plainly(place):
+        empty_place(directory, [name])
+        require_space(directory, sum(leaf.nbytes for leaf in leaves.values()) + RESERVE)
+        place.mkdir()
         # Orbax writes the tree around leaves of one number each; they make room for the real ones.
         frame = nested({path: np.zeros((), leaf.dtype) for path, leaf in leaves.items()})
         handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
-        with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(place.absolute(), frame)
-        stores = {}
+        handler.save(epath.Path(place.absolute()), args=ocp.args.PyTreeSave(frame))
         for path, leaf in leaves.items():
             file = place / ".".join(path)
             shutil.rmtree(file)
-            stores[path] = ts.open(
+            ts.open(
                 {
                     "driver": "zarr",
-                    "kvstore": {"driver": "file", "path": f"{file.absolute()}/"},
+                    "kvstore": _file(file),
                     "metadata": {"chunks": leaf.chunks, "compressor": None},
-                    # All zeros are written too, or they would be a file that is missing.
-                    "store_data_equal_to_fill_value": True,
                 },
                 create=True,
                 dtype=leaf.dtype.name,
                 shape=leaf.shape,
             ).result()
-        yield stores
-    list_files(directory, name)
+
+
+def _file(path: Path) -> dict[str, str]:
+    return {"driver": "file", "path": f"{path.absolute()}/"}
 
 
 def nested(leaves: Mapping[LeafPath, Any]) -> dict[str, Any]:
@@ -104,12 +132,17 @@ def open_slices(directory: Path, name: str) -> dict[LeafPath, ts.TensorStore]:
       AyaError: a file is missing, truncated or changed; the message names it.
     """
     check_files(directory, name)
+    return open_leaves(directory, name)
+
+
+def open_leaves(directory: Path, name: str) -> dict[LeafPath, ts.TensorStore]:
+    """Return what `open_slices` does, of a tree whose files need no check."""
     place = directory / name
     told = json.loads((place / "_METADATA").read_text())
     stores = {}
     for entry in told["tree_metadata"].values():
         path = tuple(str(key["key"]) for key in entry["key_metadata"])
-        kvstore: dict[str, Any] = {"driver": "file", "path": f"{place.absolute()}/"}
+        kvstore: dict[str, Any] = _file(place)
         if told["use_ocdbt"]:
             kvstore = {"driver": "ocdbt", "base": kvstore}
         kvstore["path"] = kvstore.get("path", "") + ".".join(path) + "/"

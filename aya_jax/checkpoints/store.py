@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,10 @@ def leaf_checksum(dtype: np.dtype, shape: tuple[int, ...]) -> Any:
     return hashlib.sha256(f"{dtype.name}{shape}".encode())
 
 
-def _file_checksums(place: Path, folder: str = "") -> dict[str, str]:
-    """Return the checksums of the files of a tree, or of one folder of it, by their paths in it."""
-    files = sorted(path for path in (place / folder).rglob("*") if path.is_file())
-    return {path.relative_to(place).as_posix(): fingerprint_file(path) for path in files}
+def _files(place: Path, folder: str = "") -> list[str]:
+    """Return the files of a tree, or of one folder of it, by their paths in it."""
+    found = (place / folder).rglob("*")
+    return sorted(path.relative_to(place).as_posix() for path in found if path.is_file())
 
 
 class TreeWriter:
@@ -95,10 +95,7 @@ class TreeWriter:
         # A checkpoint that cannot fit is not begun; its index and metadata are far below the reserve.
         size = sum(_nbytes(leaf) for leaf in jax.tree.leaves(dict(trees)))
         with told_plainly(self.directory):
-            for name in trees:
-                _listing(self.directory, name).unlink(missing_ok=True)
-                if (self.directory / name).exists():
-                    shutil.rmtree(self.directory / name)
+            empty_place(self.directory, self.names)
             require_space(self.directory, size + RESERVE)
             for name in trees:
                 (self.directory / name).mkdir()
@@ -136,7 +133,11 @@ class TreeWriter:
             for future in self._futures:
                 future.result()
             folder = _folder_of(jax.process_index())
-            return {name: _file_checksums(self.directory / name, folder) for name in self.names}
+            places = {name: self.directory / name for name in self.names}
+            return {
+                name: {file: fingerprint_file(place / file) for file in _files(place, folder)}
+                for name, place in places.items()
+            }
 
     def _list(self, known: list[dict[str, dict[str, str]]]) -> None:
         """Join what the processes wrote, and write the checksums of each tree's files beside it."""
@@ -145,9 +146,10 @@ class TreeWriter:
             with told_plainly(place):
                 _require_seen(place, [sums[name] for sums in known])
                 self._handlers[name].finalize(epath.Path(place.absolute()))
-                list_files(
-                    self.directory, name, {k: v for sums in known for k, v in sums[name].items()}
-                )
+                sums = {file: checksum for own in known for file, checksum in own[name].items()}
+                for file in set(_files(place)) - sums.keys():
+                    sums[file] = fingerprint_file(place / file)
+                _write_listing(self.directory, name, sums)
 
 
 def _folder_of(process: int) -> str:
@@ -212,20 +214,38 @@ def _listing(directory: Path, name: str) -> Path:
     return directory / f"{name}.{CHECKSUMS}"
 
 
-def list_files(directory: Path, name: str, known: Mapping[str, str] | None = None) -> None:
-    """Write the checksums of a tree's files beside it; for one process.
+def empty_place(directory: Path, names: Sequence[str]) -> None:
+    """Remove what is there of trees that are to be written: first what says that they are whole."""
+    for name in names:
+        _listing(directory, name).unlink(missing_ok=True)
+        if (directory / name).exists():
+            shutil.rmtree(directory / name)
 
-    Args:
-      directory, name: as in `write_tree`.
-      known: those that have been computed already.
+
+def list_files(directory: Path, name: str) -> None:
+    """Write the checksums of a tree's files beside it; several processes share the files out.
+
+    Raises:
+      AyaError: a file cannot be read, or the listing not written.
     """
     place = directory / name
-    sums = dict(known or {})
-    for path in place.rglob("*"):
-        file = path.relative_to(place).as_posix()
-        if path.is_file() and file not in sums:
-            sums[file] = fingerprint_file(path)
-    atomic_write(_listing(directory, name), json.dumps(dict(sorted(sums.items())), indent=1) + "\n")
+    files = from_all(f"files {name}", _files(place) if is_lead() else None)[0]
+    own = files[jax.process_index() :: jax.process_count()]
+
+    def sums() -> dict[str, str]:
+        with told_plainly(place):
+            return {file: fingerprint_file(place / file) for file in own}
+
+    parts = together(f"sums {name}", sums)
+    whole = {file: checksum for part in parts for file, checksum in part.items()}
+    together(
+        f"listing {name}", lambda: _write_listing(directory, name, whole) if is_lead() else None
+    )
+
+
+def _write_listing(directory: Path, name: str, sums: Mapping[str, str]) -> None:
+    text = json.dumps(dict(sorted(sums.items())), indent=1) + "\n"
+    atomic_write(_listing(directory, name), text)
 
 
 def stored_shapes(directory: Path, name: str) -> Any:
