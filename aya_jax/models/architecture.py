@@ -70,6 +70,19 @@ def logical_axes(config: ModelConfig, *, reward_head: bool = False) -> Params:
     return decoder.logical_axes(require_decoder(config, "a scalar head"), reward_head=reward_head)
 
 
+def abstract_params(config: ModelConfig, *, reward_head: bool = False) -> Params:
+    """Return the shape and dtype of every parameter as it is initialised, a `ShapeDtypeStruct` a leaf.
+
+    Raises:
+      AyaError: an encoder-decoder has no scalar head.
+    """
+    key = jax.random.key(0)
+    if isinstance(config, T5Config) and not reward_head:
+        return jax.eval_shape(lambda key: t5.init_params(config, key), key)
+    known = require_decoder(config, "a scalar head")
+    return jax.eval_shape(lambda k: decoder.init_params(known, k, reward_head=reward_head), key)
+
+
 def start_decoding(
     config: ModelConfig, params: Params, tokens_BP: jax.Array, lengths_B: jax.Array, *, new: int
 ) -> tuple[jax.Array, Cache | T5Cache]:

@@ -20,6 +20,8 @@ from aya_jax.models.placement import placement
 from aya_jax.models.remat import INPUT, named, rematerialised
 from aya_jax.models.rotary import rope_angles, rotate
 from aya_jax.models.weights import constant, linear, normal
+from aya_jax.sharding.lookup import lookup
+from aya_jax.sharding.place import spread
 from aya_kernels import attention, decode_attention
 
 Params = dict[str, Any]
@@ -74,7 +76,8 @@ class Block(nn.Module):
         self, x_BTD: jax.Array, cache: Cache | None, kind: Kind | None, shared: Shared
     ) -> tuple[jax.Array, Cache]:
         block = self.config.family.block
-        x_BTD = named(x_BTD, INPUT)
+        # Without being told, XLA may keep whole batches on every device.
+        x_BTD = named(spread(x_BTD, "batch", "length", None), INPUT)
         normed = self._norm("input_norm")(x_BTD)
         attended, new_cache = self._attention(normed, cache, kind, shared)
         if block == "parallel":
@@ -208,10 +211,11 @@ class Decoder(nn.Module):
             self.param("score", constant(("embed",), 0.0), (c.hidden_size,), jnp.float32)
         elif not c.tie_word_embeddings and self.is_initializing():
             self.param("output", init, shape, jnp.float32)
-        x = embedding[batch.tokens]
         if c.family.norm == "gemma":
-            x = x.astype(jnp.float32) * c.hidden_size**0.5
-        x = x.astype(self.dtype)
+            x = lookup(embedding, batch.tokens, jnp.float32) * c.hidden_size**0.5
+            x = x.astype(self.dtype)
+        else:
+            x = lookup(embedding, batch.tokens, self.dtype)
         keep = self.keep_cache or cache is not None
 
         class Layer(nn.Module):
@@ -238,7 +242,7 @@ class Decoder(nn.Module):
         angles = rope_angles(batch.positions, c.head_dim, c.rope_theta, c.rope_scaling)
         x, new_cache = layers(x, cache, _kinds(c), Shared(batch, *angles))
         norm = Norm(c.family.norm, (c.hidden_size,), ("embed",), c.norm_eps, name="final_norm")
-        return norm(x), new_cache
+        return norm(spread(x, "batch", "length", None)), new_cache
 
 
 def plain_batch(tokens_BT: jax.Array, mask_BT: jax.Array) -> Batch:

@@ -7,6 +7,8 @@ import jax
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from aya_jax.sharding.place import GATHERED, current_place
+
 # The points of a layer that a policy can name: what it begins with, and the results of its products.
 INPUT = "layer_input"
 PRODUCTS = ("qkv", "attention", "attention_out", "mlp_in", "mlp_out")
@@ -14,8 +16,8 @@ PRODUCTS = ("qkv", "attention", "attention_out", "mlp_in", "mlp_out")
 _policies = jax.checkpoint_policies
 
 POLICIES: dict[str, Any] = {
-    # Everything is kept.
-    "none": None,
+    # Everything is kept but what FSDP gathered, or each device would end up with all weights.
+    "none": _policies.save_anything_except_these_names(GATHERED),
     # Only what each layer begins with: the least memory, a third more products.
     "full": _policies.nothing_saveable,
     # That and the results of all products: much of the memory, hardly more work.
@@ -34,7 +36,7 @@ POLICIES: dict[str, Any] = {
 
 def rematerialised(layer: Callable[..., nn.Module], remat: str) -> Callable[..., nn.Module]:
     """Return the scanned layer under the policy of that name in `POLICIES`."""
-    if remat == "none":
+    if remat == "none" and current_place() is None:
         return layer
     return nn.remat(layer, prevent_cse=False, policy=POLICIES[remat])
 

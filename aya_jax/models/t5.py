@@ -21,9 +21,11 @@ from flax import linen as nn
 from aya_jax.models.decoder import Batch, Cache, Params, plain_batch
 from aya_jax.models.layers import Norm, gated_mlp
 from aya_jax.models.placement import placement
-from aya_jax.models.remat import rematerialised
+from aya_jax.models.remat import INPUT, named, rematerialised
 from aya_jax.models.t5_config import T5Config
 from aya_jax.models.weights import contract, linear, normal
+from aya_jax.sharding.lookup import lookup
+from aya_jax.sharding.place import spread
 from aya_kernels import attention
 
 ACTIVATION = "gelu_new"
@@ -123,6 +125,7 @@ class EncoderBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, own: Own) -> tuple[jax.Array, None]:
         c = self.config
+        x = named(spread(x, "batch", "length", None), INPUT)
         normed = _norm(c, "input_norm")(x)
         q, key, value = (_heads(self, name, normed, c) for name in "qkv")
         x = x + _out(self, _attend(q, key, value, own), c)
@@ -168,6 +171,7 @@ class DecoderBlock(nn.Module):
         memory: Memory,
     ) -> tuple[jax.Array, Cache | None]:
         c = self.config
+        x = named(spread(x, "batch", "length", None), INPUT)
         normed = _norm(c, "input_norm")(x)
         q, key, value = (_heads(self, name, normed, c) for name in "qkv")
         new, crossed = None, None
@@ -287,7 +291,7 @@ class T5(nn.Module):
         return self.decoder(self._embed(targets), targets, memory, cache)
 
     def _embed(self, batch: Batch) -> jax.Array:
-        return self.embedding[batch.tokens].astype(self.dtype)
+        return spread(lookup(self.embedding, batch.tokens, self.dtype), "batch", "length", None)
 
 
 def _example() -> tuple[Batch, Batch]:

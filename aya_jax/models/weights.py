@@ -1,7 +1,7 @@
 """How a layer declares its weights and multiplies by them, in whatever form they are held."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from aya_jax.errors import AyaError
+from aya_jax.sharding.place import gathered
 
 
 @jax.tree_util.register_dataclass
@@ -85,6 +86,15 @@ def weight(
     return module.param(name, normal(axes, stddev), shape, jnp.float32)
 
 
+def _whole(matrix: Matrix, axes: tuple[str, ...], dtype: Any) -> Matrix:
+    """Return a matrix that is gathered from the devices; the small factors of a `LowRank` are not."""
+    if isinstance(matrix, LowRank):
+        return replace(matrix, base=_whole(matrix.base, axes, dtype))
+    if isinstance(matrix, Int8):
+        return replace(matrix, values=gathered(matrix.values, axes, jnp.int8))
+    return gathered(matrix, axes, dtype)
+
+
 def contract(x: jax.Array, matrix: Matrix, inputs: int = 1, *, dtype: Any = None) -> jax.Array:
     """Return the product over the last `inputs` axes of `x` and the first ones of `matrix`.
 
@@ -155,7 +165,7 @@ def linear(
       inputs: how many axes are summed over.
       bias: whether one is added.
     """
-    matrix = weight(module, name, shape, axes, stddev)
+    matrix = _whole(weight(module, name, shape, axes, stddev), axes, x.dtype)
     if not bias:
         return contract(x, matrix, inputs)
     # The sum is rounded, not the product too.

@@ -1,13 +1,21 @@
 """Where the arrays of a function that is being traced are: the mesh, and the rules of its axes."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
-from jax.sharding import Mesh
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from aya_jax.sharding.mesh import Rules, axes_of, device_mesh, logical_rules
+from aya_jax.sharding.mesh import Rules, axes_of, device_mesh, logical_rules, mesh_axes
+
+# By this name rematerialisation policies tell what was gathered from all devices.
+GATHERED = "gathered"
 
 
 class Place(NamedTuple):
@@ -20,8 +28,17 @@ class Place(NamedTuple):
         """Return the mesh axes that a logical axis is split over: none, one or several."""
         return axes_of(dict(self.rules)[name])
 
+    def sharding(self, names: tuple[str | None, ...]) -> NamedSharding:
+        """Return the sharding of an array with these logical axes."""
+        return NamedSharding(self.mesh, mesh_axes(PartitionSpec(*names), self.rules))
+
 
 _PLACE: ContextVar[Place | None] = ContextVar("place", default=None)
+
+
+def gin_place() -> Place:
+    """Return the place that gin describes: `device_mesh` and `logical_rules`."""
+    return Place(device_mesh(), logical_rules())
 
 
 @contextmanager
@@ -40,6 +57,57 @@ def current_place() -> Place | None:
     return None if place is None or place.mesh.size == 1 else place
 
 
-def gin_place() -> Place:
-    """Return the place that gin describes: `device_mesh` and `logical_rules`."""
-    return Place(device_mesh(), logical_rules())
+def spread(x: jax.Array, *names: str | None) -> jax.Array:
+    """Return `x`, held split by its logical axes; as it is on one device.
+
+    An axis whose length does not divide is split by the first of its mesh axes that it does divide into.
+    """
+    place = current_place()
+    if place is None:
+        return x
+    spec = []
+    for length, axes in zip(x.shape, mesh_axes(PartitionSpec(*names), place.rules), strict=True):
+        kept = axes_of(axes)
+        while length % math.prod(place.mesh.shape[axis] for axis in kept):
+            kept = kept[:-1]
+        spec.append(kept or None)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(place.mesh, PartitionSpec(*spec)))
+
+
+def gathered(weight: jax.Array, names: tuple[str | None, ...], dtype: Any) -> jax.Array:
+    """Return a weight in `dtype`, whole along its axis `embed`, as FSDP (ZeRO-3) computes with it.
+
+    It is cast before it travels (arXiv 1910.02054, section 5.3), and its gradient goes back to where the
+    weight is held, added up on the way. On one device it is only cast.
+    """
+    place = current_place()
+    if place is None or "embed" not in names:
+        return weight.astype(dtype)
+    # Numbers in eight bits are frozen: they have no gradient.
+    run = _gathered if jnp.issubdtype(weight.dtype, jnp.floating) else _gathered.fun
+    return checkpoint_name(run(weight, place, names, dtype), GATHERED)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(
+    weight: jax.Array, place: Place, names: tuple[str | None, ...], dtype: Any
+) -> jax.Array:
+    held = jax.lax.with_sharding_constraint(weight.astype(dtype), place.sharding(names))
+    whole = tuple(None if name == "embed" else name for name in names)
+    return jax.lax.with_sharding_constraint(held, place.sharding(whole))
+
+
+def _gathered_forward(
+    weight: jax.Array, place: Place, names: tuple[str | None, ...], dtype: Any
+) -> tuple[jax.Array, jax.Array]:
+    # The weight itself is kept for its dtype alone; it is there anyway.
+    return _gathered(weight, place, names, dtype), weight
+
+
+def _gathered_backward(
+    place: Place, names: tuple[str | None, ...], dtype: Any, weight: jax.Array, g: jax.Array
+) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(g, place.sharding(names)).astype(weight.dtype),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)

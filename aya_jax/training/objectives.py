@@ -73,10 +73,14 @@ def _rows(batch: Arrays, prefix: str = "") -> Batch:
 
 
 def _pairs(batch: Arrays) -> tuple[Batch, jax.Array]:
-    """Return chosen and rejected rows stacked to [2P, T], and their completion mask."""
+    """Return rows [2P, T], each chosen one before its rejected one, and their completion mask.
+
+    So a pair stays on the device that has it.
+    """
 
     def stack(name: str) -> jax.Array:
-        return jnp.concatenate([batch[f"chosen_{name}"], batch[f"rejected_{name}"]])
+        pair = jnp.stack([batch[f"chosen_{name}"], batch[f"rejected_{name}"]], axis=1)
+        return pair.reshape(-1, *pair.shape[2:])
 
     return Batch(stack("tokens"), stack("positions"), stack("segment_ids")), stack("mask")
 
@@ -102,7 +106,7 @@ class DPO:
         """
         rows, mask = _pairs(batch)
         each = target_logprobs(self.config, params, rows, mask, dtype=self.dtype, remat=self.remat)
-        chosen, rejected = jnp.split(each.sum(-1), 2)
+        chosen, rejected = each.sum(-1).reshape(-1, 2).T
         total = dpo_loss(
             chosen,
             rejected,
@@ -135,18 +139,22 @@ class Reward:
         `sft_weight` adds the mean negative log-likelihood of each chosen completion, so that the
         decoder keeps what it knows (text-generation regularisation, arXiv 2406.10216, equation 5).
         """
-        rows, mask = _pairs(batch)
+        rows, _ = _pairs(batch)
         hidden = hidden_states(self.config, params, rows, dtype=self.dtype, remat=self.remat)
         each = rewards_of_hidden(params, hidden, rows.segment_ids)
-        chosen, rejected = jnp.split(each, 2)
+        chosen, rejected = each.reshape(-1, 2).T
         total = bradley_terry_loss(chosen, rejected, center_coefficient=self.center_coefficient)
         if not self.sft_weight:
             return total
-        pairs = len(chosen)
+        learnt = batch["chosen_mask"]
         logprobs = logprobs_of_hidden(
-            self.config, params, hidden[:pairs], rows.tokens[:pairs], mask[:pairs]
+            self.config,
+            params,
+            hidden.reshape(-1, 2, *hidden.shape[1:])[:, 0],
+            batch["chosen_tokens"],
+            learnt,
         )
-        nll = (-logprobs.sum(-1) / jnp.maximum(mask[:pairs].sum(-1), 1)).sum()
+        nll = (-logprobs.sum(-1) / jnp.maximum(learnt.sum(-1), 1)).sum()
         loss = total.loss + self.sft_weight * nll
         metrics = {**total.metrics, "loss": (loss, total.count), "nll_loss": (nll, total.count)}
         return Total(loss, total.count, metrics)

@@ -10,9 +10,9 @@ import optax
 from jax.sharding import Mesh
 
 from aya_jax.losses.total import add
-from aya_jax.models.architecture import logical_axes
+from aya_jax.models.architecture import abstract_params, logical_axes
 from aya_jax.models.decoder import Params
-from aya_jax.models.lora import LoRA, adapter_axes, frozen_axes, join
+from aya_jax.models.lora import LoRA, adapter_axes, frozen_axes, init_adapters, join
 from aya_jax.sharding.mesh import Rules, batch_sharding, replicated, shardings
 from aya_jax.sharding.place import placed_on
 from aya_jax.training.health import FINITE, Guard, Seen
@@ -82,20 +82,28 @@ def train_program(
     def fresh(params: Params) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), guard.init())
 
+    shapes = abstract_params(objective.config, reward_head=objective.reward_head)
+    if lora is not None:
+        key = jax.random.key(0)
+        shapes = jax.eval_shape(lambda params: init_adapters(lora, params, key), shapes)
+
     def place(tree: Any) -> Any:
         """Moments are sharded as their parameters; whatever else the state holds is replicated."""
         like: Any = jax.tree.structure(param_sharding)
-        return jax.tree.map(
-            lambda node: param_sharding if jax.tree.structure(node) == like else whole,
-            tree,
-            is_leaf=lambda node: jax.tree.structure(node) == like,
-        )
 
-    abstract = jax.eval_shape(
-        lambda specs: fresh(jax.tree.map(lambda _: jnp.zeros(()), specs)),
-        jax.tree.map(lambda _: jnp.zeros(()), param_sharding),
-    )
-    state_sharding = place(abstract)
+        def of(node: Any) -> Any:
+            if jax.tree.structure(node) != like:
+                return whole
+            return jax.tree.map(
+                lambda x, param, sharding: sharding if x.shape == param.shape else whole,
+                node,
+                shapes,
+                param_sharding,
+            )
+
+        return jax.tree.map(of, tree, is_leaf=lambda node: jax.tree.structure(node) == like)
+
+    state_sharding = place(jax.eval_shape(fresh, shapes))
 
     def gradients(params: Params, batch: Arrays, *base: Params) -> tuple[Params, Any]:
         def loss(params: Params) -> tuple[jax.Array, Any]:
@@ -104,7 +112,9 @@ def train_program(
                 total = objective(whole, batch)
             return total.loss, total
 
-        return jax.grad(loss, has_aux=True)(params)
+        grads, total = jax.grad(loss, has_aux=True)(params)
+        # Each device gets its own part of the sum, and never holds the whole of it.
+        return jax.lax.with_sharding_constraint(grads, param_sharding), total
 
     def step(
         state: TrainState, batch: Arrays, learning_rate: jax.Array, *base: Params
@@ -112,8 +122,9 @@ def train_program(
         if accumulate == 1:
             grads, total = gradients(state.params, batch, *base)
         else:
+            # Every so many rows make a micro-batch: so each device's own rows stay where they are.
             micro = jax.tree.map(
-                lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch
+                lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
             )
             zeros = jax.tree.map(
                 lambda x: jnp.zeros(x.shape, x.dtype),
@@ -131,6 +142,7 @@ def train_program(
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
         metrics = {name: s / jnp.maximum(n, 1.0) for name, (s, n) in total.metrics.items()}
         metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["param_norm"] = optax.global_norm(state.params)
         bad, seen = guard.judge(state.seen, state.step, metrics["loss"], metrics["grad_norm"])
         params, opt_state = jax.tree.map(
             lambda old, new: jnp.where(bad, old, new),
