@@ -114,7 +114,7 @@ class Health:
             )
         if skipped > self.limit:
             raise AyaError(
-                f"train: {what}; it is the {skipped}th bad step, above health.limit {self.limit}; "
+                f"train: {what}; it is bad step {skipped}, above health.limit {self.limit}; "
                 f"lower train.learning_rate or look at the batches beside {place}"
             )
         log.warning("train: %s; the step is skipped, its batch is in %s", what, place)

@@ -141,7 +141,9 @@ def train(
                 care.act_on(step, figures, place)
             if step % log_every == 0 or step == total:
                 run = {"learning_rate": rate(step - 1), "total": total, "batch_size": batch_size}
-                observe(step, {**figures, **run})
+                # A curve has no place for what is no number.
+                told = {name: value for name, value in figures.items() if math.isfinite(value)}
+                observe(step, {**told, **run})
 
     with (
         watchdog(incidents.stacks) as dog,
