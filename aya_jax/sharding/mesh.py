@@ -1,7 +1,7 @@
 """One mesh with named axes, and the shardings that logical-axis rules give on it."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import gin
@@ -32,17 +32,28 @@ DEFAULT_RULES: dict[str, Any] = {
 }
 
 
-@gin.configurable
+@gin.configurable(denylist=["devices"])
 def device_mesh(
-    *, data: int = 1, fsdp: int = -1, tensor: int = 1, sequence: int = 1, expert: int = 1
+    *,
+    data: int = 1,
+    fsdp: int = -1,
+    tensor: int = 1,
+    sequence: int = 1,
+    expert: int = 1,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
     """Return the mesh over all devices; one axis may be -1 and takes what the others leave.
+
+    Args:
+      data, fsdp, tensor, sequence, expert: sizes of the axes.
+      devices: what it is a mesh of, in the order of its rows; all of jax's if absent.
 
     Raises:
       AyaError: the sizes do not multiply to the number of devices.
     """
     sizes = [data, fsdp, tensor, sequence, expert]
-    count = jax.device_count()
+    given = jax.devices() if devices is None else devices
+    count = len(given)
     known = math.prod(size for size in sizes if size > 0)
     possible = all(size == -1 or size > 0 for size in sizes) and sizes.count(-1) <= 1
     if not possible or count % known or (-1 not in sizes and known != count):
@@ -51,7 +62,7 @@ def device_mesh(
             "the sizes must multiply to that number, and one may be -1"
         )
     shape = [count // known if size == -1 else size for size in sizes]
-    return Mesh(np.asarray(jax.devices()).reshape(shape), AXES)
+    return Mesh(np.asarray(given).reshape(shape), AXES)
 
 
 @gin.configurable
