@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tensorstore as ts
 
 from aya_jax.checkpoints.leaves import on_devices, stored_checksums
-from aya_jax.checkpoints.slices import nested, open_slices
+from aya_jax.checkpoints.slices import LeafPath, nested, open_slices
 from aya_jax.checkpoints.store import leaf_checksums, read_tree, write_tree
 from aya_jax.data.files import atomic_directory, atomic_write, fingerprint
 from aya_jax.data.tokenizer_files import tokenizer_files
@@ -181,14 +182,14 @@ def load_params(
         parameters than `shardings`.
     """
     path = Path(path)
-    _require_ours(path)
     if shardings is None:
+        _require_ours(path)
         tree = read_tree(path, "params")
         kept = tree.pop("score", None)
         asarray = np.asarray if on_host else jnp.asarray
         params = jax.tree.map(lambda leaf: asarray(leaf, dtype), tree)
         return params if kept is None else {**params, "score": asarray(kept)}
-    leaves = open_slices(path, "params")
+    leaves = open_params(path)
     stored, wanted = jax.tree.structure(nested(leaves)), jax.tree.structure(shardings)
     if stored != wanted:
         raise AyaError(f"{path / 'params'}: holds other parameters than config.json asks for")
@@ -202,6 +203,16 @@ def load_params(
             for leaf, store in leaves.items()
         }
     )
+
+
+def open_params(path: str | Path) -> dict[LeafPath, ts.TensorStore]:
+    """Return the parameters as TensorStores, which read what they are asked for, every file checked.
+
+    Raises:
+      AyaError: a file is missing or damaged, or the directory is another program's.
+    """
+    _require_ours(Path(path))
+    return open_slices(Path(path), "params")
 
 
 def _require_ours(path: Path) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import tensorstore as ts
 
+from aya_jax.checkpoints.slices import LeafPath, open_slices
 from aya_jax.checkpoints.store import (
     TreeWriter,
     check_files,
@@ -189,6 +191,15 @@ class TrainStore:
         """
         self.wait()
         return jax.tree.map(jnp.asarray, read_tree(self._place(step), "params"))
+
+    def open_params(self, step: int) -> dict[LeafPath, ts.TensorStore]:
+        """Return the parameters of a checkpoint as TensorStores, as `open_slices` does.
+
+        Raises:
+          AyaError: a file is missing or damaged.
+        """
+        self.wait()
+        return open_slices(self._place(step), "params")
 
 
 def _named(rest: Any) -> dict[str, Any]:

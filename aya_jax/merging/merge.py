@@ -1,105 +1,28 @@
-"""Merging whole models: a tree map of a method over parameters, or over model directories."""
+"""Merging model directories, and an adapter into one."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import gin
-import jax
 
 from aya_jax.checkpoints.adapters import load_adapters
 from aya_jax.checkpoints.model_directory import (
     copy_tokenizer,
+    describe_params,
     fill_model,
     load_config,
     load_lineage,
-    load_params,
+    open_params,
 )
 from aya_jax.data.files import atomic_directory
-from aya_jax.errors import AyaError, nearest
-from aya_jax.merging.methods import METHODS, NEEDS_BASE, SUMS_TO_ONE, Settings
+from aya_jax.errors import AyaError
+from aya_jax.merging.stored import merge_stored
+from aya_jax.merging.trees import checked_weights
 from aya_jax.model import load
 from aya_jax.models import lora
-
-
-def _settings(count: int, method: str, weights: Sequence[float] | None) -> tuple[float, ...]:
-    if method not in METHODS:
-        raise AyaError(f"merge: unknown method {method!r}{nearest(method, METHODS)}")
-    if weights is None:
-        # Methods on differences from the base average them too by default.
-        return (1.0 / count,) * count
-    if len(weights) != count:
-        raise AyaError(f"merge: {len(weights)} weights for {count} models; give one for each")
-    if method in SUMS_TO_ONE and abs(sum(weights) - 1.0) > 1e-6:
-        raise AyaError(
-            f"merge: the weights of {method!r} sum to {sum(weights):g}; they must sum to 1"
-        )
-    return tuple(float(w) for w in weights)
-
-
-def merge_trees(
-    trees: Sequence[Any],
-    *,
-    method: str = "linear",
-    weights: Sequence[float] | None = None,
-    base: Any = None,
-    density: float = 0.5,
-    seed: int = 0,
-) -> Any:
-    """Return the merge of parameter trees, leaf by leaf.
-
-    Args:
-      trees: parameters of models of one shape.
-      method: a key of `methods.METHODS`.
-      weights: one a tree; equal ones if absent. For `linear` and `slerp` they must sum to one.
-      base: the tree that the models were trained from; the methods on differences need it.
-      density: the share of entries that TIES and DARE keep.
-      seed: of DARE; each leaf's key follows from the seed and its path.
-
-    Raises:
-      AyaError: an unknown method, weights that do not fit, trees of different shapes, or a missing
-        base.
-    """
-    if not trees:
-        raise AyaError("merge: there is no model to merge")
-    shares = _settings(len(trees), method, weights)
-    if not 0.0 < density <= 1.0:
-        raise AyaError(f"merge: density {density:g} must be above 0 and at most 1")
-    if method in NEEDS_BASE and base is None:
-        raise AyaError(f"merge: method {method!r} needs a base model; give --base")
-    for other in [*trees[1:], *([base] if base is not None else [])]:
-        _check_same(trees[0], other)
-    if len(trees) == 1 and method in SUMS_TO_ONE:
-        return trees[0]
-
-    def leaf(path: Any, first: jax.Array, *rest: jax.Array) -> jax.Array:
-        name = jax.tree_util.keystr(path)
-        number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        models = [first, *rest] if base is None else [first, *rest[:-1]]
-        start = None if base is None else rest[-1]
-        return METHODS[method](models, start, Settings(shares, density, key))
-
-    others = [*trees[1:], *([base] if base is not None else [])]
-    return jax.tree_util.tree_map_with_path(leaf, trees[0], *others)
-
-
-def _check_same(a: Any, b: Any) -> None:
-    def shapes(tree: Any) -> dict[str, Any]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {
-            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-            for path, leaf in leaves
-        }
-
-    ours, theirs = shapes(a), shapes(b)
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
-            raise AyaError(
-                f"merge: the models differ at '{name}': {ours.get(name)} against {theirs.get(name)}"
-            )
+from aya_jax.sharding.processes import is_lead, together
 
 
 def merge(
@@ -135,15 +58,15 @@ def merge_into(
 ) -> None:
     """Fill a folder, that the caller commits, with the merge of model directories and its lineage.
 
+    No model is in memory as a whole; see `merge_stored`. All processes of a run call it.
+
     Arguments as in `merge_trees`, with directories in place of trees. The tokenizer is the first
     model's.
 
     Raises:
       AyaError: as `merge_trees`, or a directory that is missing, damaged, or of another config.
     """
-    if not paths:
-        raise AyaError("merge: there is no model to merge")
-    shares = _settings(len(paths), method, weights)
+    shares = checked_weights(len(paths), method, weights, density, base=base is not None)
     configs = [load_config(path) for path in paths]
     for path, config in zip(paths, configs, strict=True):
         different = [k for k in configs[0] if config.get(k) != configs[0][k]]
@@ -152,11 +75,13 @@ def merge_into(
                 f"merge: {path} and {paths[0]} differ in config.json at '{different[0]}': "
                 f"{config.get(different[0])!r} against {configs[0][different[0]]!r}"
             )
-    merged = merge_trees(
-        [load_params(path) for path in paths],
+    merge_stored(
+        directory,
+        "params",
+        [open_params(path) for path in paths],
         method=method,
         weights=weights,
-        base=load_params(base) if base is not None else None,
+        base=open_params(base) if base is not None else None,
         density=density,
         seed=seed,
     )
@@ -171,8 +96,8 @@ def merge_into(
     lineage = {"stage": stage, "kind": "merge", "method": method, "parents": parents}
     if base is not None:
         lineage["base"] = load_lineage(base)["params_fingerprint"]
-    copy_tokenizer(paths[0], directory)
-    fill_model(directory, config=configs[0], params=merged, lineage=lineage)
+    together("tokenizer", lambda: copy_tokenizer(paths[0], directory) if is_lead() else None)
+    describe_params(directory, config=configs[0], lineage=lineage)
 
 
 def merge_adapter(path: str | Path, adapter: str | Path, *, out: str | Path) -> Path:

@@ -147,4 +147,6 @@ METHODS: dict[str, Method] = {
     "dare_ties": dare_ties,
 }
 NEEDS_BASE = frozenset({"task_arithmetic", "ties", "dare_linear", "dare_ties"})
+# What an entry becomes follows from the models' entries at its place alone.
+ELEMENTWISE = frozenset({"linear", "task_arithmetic"})
 SUMS_TO_ONE = frozenset({"linear", "slerp"})

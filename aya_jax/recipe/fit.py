@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from aya_jax.checkpoints.adapters import save_adapters
-from aya_jax.checkpoints.model_directory import fill_model
+from aya_jax.checkpoints.model_directory import describe_params, fill_model
 from aya_jax.checkpoints.train_store import TrainStore
 from aya_jax.data.files import fingerprint
 from aya_jax.data.records import Record
 from aya_jax.data.tokenizer import Tokenizer
-from aya_jax.merging.merge import merge_trees
+from aya_jax.merging.stored import merge_stored
 from aya_jax.metrics import HISTORY, MetricWriter, read_rows
 from aya_jax.model import Model
 from aya_jax.models.decoder import Params
@@ -78,7 +78,6 @@ def fit(
         incidents = Incidents(work.directory / "incidents", describe=_texts(tokenizer, data))
         _train(objective, start, arrays, store=store, incidents=incidents, work=work, lora=lora)
         averaged = store.steps()[-last:]
-        trees = [store.load_params(step) for step in averaged]
         lineage = {
             "stage": work.stage,
             "kind": "train",
@@ -88,20 +87,18 @@ def fit(
             "examples": len(data),
             "checkpoints": averaged,
         }
+        tokenizer.save(work.directory)
+        config = objective.config.to_hf(reward=objective.reward_head)
         if lora is None:
-            params = merge_trees(trees)
+            parts = [store.open_params(step) for step in averaged]
+            merge_stored(work.directory, "params", parts)
+            describe_params(work.directory, config=config, lineage=lineage)
         else:
             lineage["lora"] = asdict(lora)
-            whole, adapters = average(lora, trees)
+            whole, adapters = average(lora, [store.load_params(step) for step in averaged])
             save_adapters(work.directory / "adapter", objective.config, whole, adapters)
             params = merge(whole, start, adapters)
-        tokenizer.save(work.directory)
-        fill_model(
-            work.directory,
-            config=objective.config.to_hf(reward=objective.reward_head),
-            params=params,
-            lineage=lineage,
-        )
+            fill_model(work.directory, config=config, params=params, lineage=lineage)
     shutil.rmtree(store.directory, ignore_errors=True)
     # From the file, which also has what a killed attempt wrote.
     figures = read_rows(work.directory / HISTORY)[-1]

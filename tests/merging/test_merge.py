@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from aya_jax.errors import AyaError
-from aya_jax.merging.merge import merge_trees
 from aya_jax.merging.methods import METHODS, NEEDS_BASE
+from aya_jax.merging.trees import merge_trees
 
 RNG = np.random.default_rng(0)
 
