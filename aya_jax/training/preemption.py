@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from itertools import count
 from types import FrameType
 
+import jax
+
 from aya_jax.sharding.processes import said_first
 
 # The exit status of a process that a SIGTERM ended (EX_TEMPFAIL of sysexits.h): run it again.
 PREEMPTED = 75
 # Outside of trainings: how long the main thread may be at compiled code before the process ends anyway.
 GRACE = 10.0
-# Steps that processes may be apart, see `training.loop`.
+# Steps that processes may be apart: the loop has no more than so many under way.
 APART = 2
 
 
@@ -44,7 +46,6 @@ def heard() -> Iterator[None]:
     ends after `GRACE` seconds with status 75, unless a training is at work.
     """
     global _asked
-    _asked = False
     ended = threading.Event()
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -64,6 +65,7 @@ def heard() -> Iterator[None]:
     try:
         yield
     finally:
+        _asked = False
         ended.set()
         signal.set_wakeup_fd(before)
         signal.signal(signal.SIGTERM, handler)
@@ -83,10 +85,11 @@ def until_saved() -> Iterator[Callable[[int], bool]]:
     """
     global _training
     name = f"preempted/{next(_numbers)}"
+    apart = APART if jax.process_count() > 1 else 0
 
     def due(step: int) -> bool:
-        # Whoever is told first names the step, which nobody can have passed, see `APART`.
-        agreed = said_first(name, step + APART if _asked else None)
+        # Whoever is told first names a step that nobody can have passed.
+        agreed = said_first(name, step + apart if _asked else None)
         return agreed is not None and step >= agreed
 
     _training += 1
