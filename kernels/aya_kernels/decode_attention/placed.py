@@ -55,8 +55,9 @@ def _specs(x: Inputs, place: Placement) -> Inputs:
 def _local(x: Inputs, place: Placement) -> Any:
     """Return the shapes that a device has."""
 
-    def part(length: int, axes: Axes | None) -> int:
-        return length // place.parts(axes or ())
+    def part(length: int, axes: str | Axes | None) -> int:
+        # A spec tells a single axis by its name.
+        return length // place.parts((axes,) if isinstance(axes, str) else axes or ())
 
     return jax.tree.map(
         lambda a, spec: jax.ShapeDtypeStruct(tuple(map(part, a.shape, spec)), a.dtype),
