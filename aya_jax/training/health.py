@@ -28,7 +28,8 @@ class Seen(NamedTuple):
     """What a `Guard` remembers; it is part of the train state, so that a resume judges the same.
 
     Attributes:
-      losses: float32 [WINDOW], of the last steps by their number; NaN where there was no number.
+      losses: float32 [WINDOW], of the last steps by their number; infinite where there was
+        no number (a NaN would stop a run that looks for them, JAX_DEBUG_NANS).
       skipped: int32 [], the bad steps so far.
     """
 
@@ -53,7 +54,7 @@ class Guard:
 
     def init(self) -> Seen:
         """Return what is remembered before the first step."""
-        return Seen(jnp.full(WINDOW, jnp.nan, jnp.float32), jnp.zeros((), jnp.int32))
+        return Seen(jnp.full(WINDOW, jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
 
     def judge(
         self, seen: Seen, step: jax.Array, loss: jax.Array, grad_norm: jax.Array
@@ -67,12 +68,13 @@ class Guard:
         """
         bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
         if self.spike is not None:
-            median = jnp.nanmedian(seen.losses)
-            spread = NORMAL * jnp.nanmedian(jnp.abs(seen.losses - median))
+            losses = jnp.where(jnp.isfinite(seen.losses), seen.losses, jnp.nan)
+            median = jnp.nanmedian(losses)
+            spread = NORMAL * jnp.nanmedian(jnp.abs(losses - median))
             spread = jnp.maximum(spread, LEAST_SPREAD * jnp.abs(median))
             enough = jnp.isfinite(seen.losses).sum() >= ENOUGH
             bad |= enough & (loss > median + self.spike * spread)
-        kept = jnp.where(jnp.isfinite(loss), loss, jnp.nan).astype(jnp.float32)
+        kept = jnp.where(jnp.isfinite(loss), loss, jnp.inf).astype(jnp.float32)
         return bad, Seen(seen.losses.at[step % WINDOW].set(kept), seen.skipped + bad)
 
 
