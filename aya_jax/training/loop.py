@@ -21,7 +21,9 @@ from aya_jax.training.objectives import Objective
 from aya_jax.training.optimizer import Optimizer, learning_rate_at
 from aya_jax.training.preemption import Preempted, until_saved
 from aya_jax.training.step import Metrics, Program, TrainState, train_program
+from aya_jax.training.telemetry import Telemetry
 from aya_jax.training.watchdog import watchdog
+from aya_jax.training.work import RowWork
 
 Observer = Callable[[int, Mapping[str, float]], None]
 
@@ -43,7 +45,10 @@ class Store(Protocol):
 
 
 @gin.configurable(
-    denylist=["objective", "params", "arrays", "store", "incidents", "observe", "lora", "optimizer"]
+    denylist=[
+        *("objective", "params", "arrays", "store", "incidents", "observe", "telemetry", "lora"),
+        "optimizer",
+    ]
 )
 def train(
     objective: Objective,
@@ -53,6 +58,7 @@ def train(
     store: Store,
     incidents: Incidents,
     observe: Observer = lambda step, figures: None,
+    telemetry: Telemetry | None = None,
     lora: LoRA | None = None,
     optimizer: Optimizer,
     steps: int | None = None,
@@ -82,6 +88,7 @@ def train(
       store: keeps the train state, every `checkpoint_every` steps and at the end.
       incidents: where the batches of bad steps go, and the stacks of a stuck one.
       observe: told the step and the figures of every `log_every`-th step and the last.
+      telemetry: watches how fast it goes; its caller asks it for figures.
       lora: what is trained on top of `params`; if absent, they are.
       optimizer: what turns gradients into updates.
       steps: number of updates; if absent, `epochs` passes over the rows.
@@ -113,7 +120,11 @@ def train(
     state, base = _begin(program, params, lora, seed)
     done = kept = store.latest_step()
     if done is not None:
+        # The memory has no room for two states: what was begun makes way.
+        state = jax.tree.map(_spec, state)
         done, state = store.restore(None, state)
+    watch = telemetry or Telemetry(work=RowWork(0, 0))
+    advance = watch.watched(program.step)
     loader = Loader(arrays, batch_size=batch_size, seed=seed)
     unread: deque[tuple[int, Metrics]] = deque()
 
@@ -157,7 +168,10 @@ def train(
                     store.save(step, state)
                 store.wait()
                 raise Preempted(f"saved at step {step}")
-            state, metrics = program.step(state, next(batches), jnp.float32(rate(step)), *base)
+            with watch.waiting():
+                rows = next(batches)
+            state, metrics = advance(state, rows, jnp.float32(rate(step)), *base)
+            watch.step(step + 1, metrics)
             unread.append((step + 1, metrics))
             # While the device is at one step the next is made ready, and no process is further ahead.
             read(left=1)
@@ -167,6 +181,10 @@ def train(
                 store.save(kept, state)
         store.wait()
     return total
+
+
+def _spec(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
 def _check_batch(batch_size: int, accumulate: int, program: Program) -> None:
