@@ -1,8 +1,11 @@
 """The `aya` command: one verb a job, no logic of its own."""
 
 import argparse
+import logging
+import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -45,6 +48,40 @@ def _run(parser: Parser) -> Callable[[Args], None]:
             raise AyaError("run: name a recipe, for example configs/recipes/tiny.gin")
         run_dir = args.run_dir or Path("runs", Path(files[0]).stem)
         run_recipe(files, args.gin_bindings, run_dir=run_dir, terminal=Terminal())
+
+    return call
+
+
+def _plan(parser: Parser) -> Callable[[Args], None]:
+    parser.add_argument("config", help="the recipe's gin file; its models and data need not be here")
+    parser.add_argument(
+        "--topology", required=True, help="chips to compile for, such as v5e:8x8 or gpu:8xh100"
+    )
+    parser.add_argument("--json", help="JSON file of the plan to write")
+    parser.add_argument("--html", help="page of the plan to write")
+    parser.add_argument(
+        "--search", action="store_true", help="look for the best mesh even if all fits as it is"
+    )
+    parser.add_argument(
+        "--exact", action="store_true", help="compile as for a run, in three times the time"
+    )
+    parser.add_argument("--price", type=float, help="US dollars an hour for one chip")
+
+    def call(args: Args) -> None:
+        from aya_jax.progress import Terminal
+        from aya_jax.recipe.plan import plan_recipe
+
+        plan_recipe(
+            [args.config, *args.gin_file],
+            args.gin_bindings,
+            topology=args.topology,
+            terminal=Terminal(),
+            json_file=args.json,
+            html_file=args.html,
+            search=args.search,
+            exact=args.exact,
+            price=args.price,
+        )
 
     return call
 
@@ -184,6 +221,11 @@ VERBS: dict[str, tuple[Callable[[Parser], Callable[[Args], None]], str, str]] = 
         "run a whole recipe, or go on with one that was interrupted",
         "aya run configs/recipes/tiny.gin --run_dir runs/tiny",
     ),
+    "plan": (
+        _plan,
+        "tell what a recipe needs of chips that are not here, before they are rented",
+        "aya plan configs/recipes/expanse_8b.gin --topology v5e:8x8",
+    ),
     "sft": (
         _training("sft", "JSONL with prompt and completion"),
         "fine-tune a model on completions",
@@ -254,31 +296,39 @@ def parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status, see docs/reliability.md.
 
-    A user's mistake is one line on stderr.
+    A user's mistake is one line on stderr. Of several processes the lead alone writes to stdout, and
+    all end with one status.
     """
     args, unknown = parser().parse_known_args(arguments)
     if unknown:
         args.parser.unknown(unknown[0])
+    from aya_jax.sharding.processes import is_lead, leave, several, start_processes
     from aya_jax.training.preemption import PREEMPTED, Preempted, heard
 
+    status, told = 0, ""
     try:
         with heard():
-            if args.verb != "run":
+            start_processes()
+            if several() and not is_lead():
+                logging.getLogger("aya_jax").setLevel(logging.ERROR)
+                sys.stdout = open(os.devnull, "w")
+            if args.verb not in ("run", "plan"):
                 from aya_jax.recipe.verbs import read_gin
 
                 read_gin(args.gin_file, args.gin_bindings)
             args.call(args)
     except AyaError as error:
         # gin appends to a message which configurable was being called; the first line is ours.
-        print(f"aya {args.verb}: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 1
+        status, told = 1, f"aya {args.verb}: {str(error).splitlines()[0]}"
     except KeyboardInterrupt:
-        print("aya: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        status, told = 130, "aya: stopped; the same command goes on from here"
     except Preempted as end:
-        print(f"aya: SIGTERM; {end}; the same command goes on from here", file=sys.stderr)
-        return PREEMPTED
-    return 0
+        status, told = PREEMPTED, f"aya: SIGTERM; {end}; the same command goes on from here"
+    except Exception:
+        if not several():
+            raise
+        status, told = 1, traceback.format_exc()
+    return leave(status, told)
 
 
 if __name__ == "__main__":

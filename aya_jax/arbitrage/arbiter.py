@@ -1,11 +1,9 @@
 """The arbiter: a reward model that scores completions."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import gin
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from aya_jax.data.examples import Example, pad, tokenize
@@ -15,11 +13,14 @@ from aya_jax.models.architecture import require_decoder
 from aya_jax.models.config import DecoderConfig
 from aya_jax.models.decoder import Batch, Params
 from aya_jax.models.heads import rewards
+from aya_jax.sharding.programs import dividing_length, filled_up
 
 
-@partial(jax.jit, static_argnames="config")
-def _rewards(config: DecoderConfig, params: Params, batch: Batch) -> jax.Array:
-    return rewards(config, params, batch)
+def reward_rows(
+    config: DecoderConfig, params: Params, rows: Mapping[str, jax.Array], numbers: tuple[()]
+) -> jax.Array:
+    """Return float32 [B]: the rewards of rows `tokens`, `positions` and `segment_ids` [B, T]."""
+    return rewards(config, params, Batch(**rows))
 
 
 @gin.configurable(denylist=["model", "records", "completions"])
@@ -33,23 +34,26 @@ def score(
 ) -> np.ndarray:
     """Return float32 [R]: the reward of each completion as the answer to its record's prompt.
 
+    All processes get them.
+
     Args:
-      model: a reward model.
+      model: a reward model. It runs where it is: on a mesh rows are split over the devices.
       records, completions: one completion a record.
-      batch_size: rows scored together.
+      batch_size: rows scored together, more where so many do not divide over the mesh.
       multiple: rows are padded to a multiple of this many tokens.
 
     Raises:
       AyaError: a prompt with its completion exceeds the context.
     """
-    config = require_decoder(model.config, "an arbiter")
-    limit = config.max_position_embeddings
+    limit = require_decoder(model.config, "an arbiter").max_position_embeddings
     examples = [
         tokenize(
             {**record, "completion": text}, model.tokenizer, field="completion", max_length=limit
         )
         for record, text in zip(records, completions, strict=True)
     ]
+    size = filled_up(batch_size, model.place)
+    multiple = dividing_length(multiple, model.place)
     widths: dict[int, list[int]] = {}
     for i, example in enumerate(examples):
         length = len(example.prompt) + len(example.completion)
@@ -57,11 +61,9 @@ def score(
     out = np.zeros(len(examples), np.float32)
     filler = Example([model.tokenizer.eos_id], [model.tokenizer.eos_id])
     for width, members in sorted(widths.items()):
-        for start in range(0, len(members), batch_size):
-            part = members[start : start + batch_size]
-            rows = [examples[i] for i in part] + [filler] * (batch_size - len(part))
-            tokens, positions, segment_ids, *_ = pad(rows, length=width)
-            batch = Batch(*map(jnp.asarray, (tokens, positions, segment_ids)))
-            values = _rewards(config, model.params, batch)
-            out[part] = np.asarray(values)[: len(part)]
+        for start in range(0, len(members), size):
+            part = members[start : start + size]
+            rows = pad([examples[i] for i in part] + [filler] * (size - len(part)), length=width)
+            arrays = {name: getattr(rows, name) for name in Batch._fields}
+            out[part] = model.run(reward_rows, arrays)[: len(part)]
     return out

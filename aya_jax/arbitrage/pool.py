@@ -20,7 +20,7 @@ def model_member(model: Model) -> Answerer:
 
     def answer(records: Sequence[Record]) -> list[str | None]:
         prompts = [prompt_messages(record) for record in records]
-        return [texts[0] for texts in sample(model.config, model.params, model.tokenizer, prompts)]
+        return [texts[0] for texts in sample(model, prompts)]
 
     return answer
 

@@ -48,6 +48,16 @@ def is_hugging_face(path: str | Path) -> bool:
     return any(Path(path, name).is_file() for name in (SINGLE, INDEX))
 
 
+def has_reward_head(path: str | Path) -> bool:
+    """Whether a Hugging Face directory has a scalar head.
+
+    Raises:
+      AyaError: a file is missing or damaged; see `Safetensors`.
+    """
+    with Safetensors(path) as files:
+        return HEAD_NAME in files.tensors
+
+
 def load_params(
     path: str | Path,
     config: ModelConfig,

@@ -19,7 +19,7 @@ def answer(model: Model, records: Sequence[Record]) -> list[str]:
       AyaError: a prompt leaves no room in the context.
     """
     prompts = [prompt_messages(record) for record in records]
-    return [texts[0] for texts in sample(model.config, model.params, model.tokenizer, prompts)]
+    return [texts[0] for texts in sample(model, prompts)]
 
 
 def mark(

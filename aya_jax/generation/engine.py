@@ -6,7 +6,6 @@ every batch has the same number of rows, so who shares a batch changes nothing.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import gin
@@ -14,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.errors import AyaError
+from aya_jax.model import Model
 from aya_jax.models.architecture import ModelConfig, continue_decoding, start_decoding
 from aya_jax.models.decoder import Params
 from aya_jax.models.heads import logits
+from aya_jax.sharding.programs import dividing_length, filled_up
 
 
 def choose(
@@ -53,24 +53,31 @@ def choose(
     return jnp.where(temperature > 0, sampled, logits_BV.argmax(-1)).astype(jnp.int32)
 
 
-@partial(
-    jax.jit, static_argnames=("config", "max_new_tokens", "stop_ids", "greedy", "top_k", "top_p")
-)
-def _sample(
-    params: Params,
-    tokens_BP: jax.Array,
-    lengths_B: jax.Array,
-    keys_B: jax.Array,
-    temperature: jax.Array,
-    *,
+def decode(
     config: ModelConfig,
+    params: Params,
+    rows: Mapping[str, jax.Array],
+    numbers: Mapping[str, jax.Array],
+    *,
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
     greedy: bool,
     top_k: int | None,
     top_p: float | None,
 ) -> jax.Array:
-    """Return int32 [B, max_new_tokens], each row closed by one of `stop_ids`, then filled."""
+    """Return int32 [B, max_new_tokens], each row closed by one of `stop_ids`, then filled.
+
+    Args:
+      config, params: the model.
+      rows: `tokens` int32 [B, P], `lengths` int32 [B] and `seeds` uint32 [B, 2]. A row of length 0 is
+        empty.
+      numbers: `seed` and `temperature`.
+      max_new_tokens, greedy, top_k, top_p: as `sample` has them.
+      stop_ids: what ends a completion.
+    """
+    tokens_BP, lengths_B, seeds_B2 = rows["tokens"], rows["lengths"], rows["seeds"]
+    base = jax.random.key(numbers["seed"])
+    keys_B = jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(base, s[0]), s[1]))(seeds_B2)
     hidden, cache = start_decoding(config, params, tokens_BP, lengths_B, new=max_new_tokens)
 
     def pick(hidden_BD: jax.Array, index: jax.Array) -> jax.Array:
@@ -78,7 +85,7 @@ def _sample(
         if greedy:
             return scores.argmax(-1).astype(jnp.int32)
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, index)
-        return choose(scores, keys, temperature, top_k=top_k, top_p=top_p)
+        return choose(scores, keys, numbers["temperature"], top_k=top_k, top_p=top_p)
 
     def unfinished(carry: Any) -> jax.Array:
         index, _, _, _, done = carry
@@ -101,11 +108,9 @@ def _prompt_key(ids: Sequence[int]) -> int:
     return int.from_bytes(hashlib.sha256(np.asarray(ids, np.int32).tobytes()).digest()[:4], "big")
 
 
-@gin.configurable(denylist=["config", "params", "tokenizer", "conversations"])
+@gin.configurable(denylist=["model", "conversations"])
 def sample(
-    config: ModelConfig,
-    params: Params,
-    tokenizer: Tokenizer,
+    model: Model,
     conversations: Sequence[Sequence[Mapping[str, str]]],
     *,
     max_new_tokens: int = 256,
@@ -117,17 +122,19 @@ def sample(
     batch_size: int = 64,
     prompt_multiple: int = 32,
 ) -> list[list[str]]:
-    """Return `samples` completions of each conversation, in order.
+    """Return `samples` completions of each conversation, in order, in all processes.
 
     Args:
-      config, params, tokenizer: the model.
+      model: a language model. It runs where it is: on a mesh rows and the cache of each are split over
+        the devices.
       conversations: lists of messages, each to be answered by the assistant.
       max_new_tokens: the longest completion.
       temperature: 0 takes the likeliest token, 1 samples from the model.
       top_k, top_p: see `choose`.
       samples: completions a prompt, told apart by their index.
       seed: of the sampling.
-      batch_size: rows decoded together; changes speed only.
+      batch_size: rows decoded together, more where so many do not divide over the mesh; changes speed
+        only.
       prompt_multiple: prompts are padded to a multiple of this many tokens, so that few programs
         are compiled.
 
@@ -145,6 +152,7 @@ def sample(
     ):
         if not fits:
             raise AyaError(f"sample.{name} is {value}; it must be {wanted}")
+    config, tokenizer = model.config, model.tokenizer
     # What the model's files call an end, and the end of a turn in its chat template.
     stop_ids = tuple(dict.fromkeys((tokenizer.eos_id, *tokenizer.stop_ids, *config.stop_ids)))
     jobs: list[tuple[int, int, list[int]]] = []
@@ -157,39 +165,33 @@ def sample(
             )
         jobs.extend((i, s, ids) for s in range(samples))
     texts: list[list[str]] = [[""] * samples for _ in conversations]
-    for width, batch in _batches(jobs, batch_size, prompt_multiple):
-        tokens = np.zeros((batch_size, width), np.int32)
-        lengths = np.zeros(batch_size, np.int32)
-        seeds = np.zeros((batch_size, 2), np.uint32)
+    size = filled_up(batch_size, model.place)
+    multiple = dividing_length(prompt_multiple, model.place)
+    numbers = {"seed": np.int32(seed), "temperature": np.float32(temperature)}
+    for width, batch in _batches(jobs, size, multiple):
+        rows = {
+            "tokens": np.zeros((size, width), np.int32),
+            "lengths": np.zeros(size, np.int32),
+            "seeds": np.zeros((size, 2), np.uint32),
+        }
         for row, (_, s, ids) in enumerate(batch):
-            tokens[row, : len(ids)], lengths[row] = ids, len(ids)
-            seeds[row] = _prompt_key(ids), s
-        out = np.asarray(
-            _sample(
-                params,
-                tokens,
-                lengths,
-                _keys(seed, seeds),
-                jnp.float32(temperature),
-                config=config,
-                max_new_tokens=max_new_tokens,
-                stop_ids=stop_ids,
-                greedy=temperature == 0,
-                top_k=top_k,
-                top_p=top_p,
-            )
+            rows["tokens"][row, : len(ids)], rows["lengths"][row] = ids, len(ids)
+            rows["seeds"][row] = _prompt_key(ids), s
+        out = model.run(
+            decode,
+            rows,
+            numbers,
+            max_new_tokens=max_new_tokens,
+            stop_ids=stop_ids,
+            greedy=temperature == 0,
+            top_k=top_k,
+            top_p=top_p,
         )
         for row, (i, s, _) in enumerate(batch):
             ids = out[row].tolist()
             stop = next((place for place, token in enumerate(ids) if token in stop_ids), len(ids))
             texts[i][s] = tokenizer.decode(ids[:stop]).strip()
     return texts
-
-
-@jax.jit
-def _keys(seed: int, seeds_B2: jax.Array) -> jax.Array:
-    base = jax.random.key(seed)
-    return jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(base, s[0]), s[1]))(seeds_B2)
 
 
 def _batches(

@@ -31,9 +31,7 @@ def generate(
         for prompt in prompts
     ]
     texts = sample(
-        model.config,
-        model.params,
-        model.tokenizer,
+        model,
         conversations,
         max_new_tokens=max_new_tokens,
         temperature=temperature,

@@ -1,9 +1,8 @@
 """The log-probabilities that DPO holds its policy to, worked out before training."""
 
-from functools import partial
+from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from aya_jax.data.examples import Rows
@@ -12,30 +11,39 @@ from aya_jax.models.architecture import require_decoder
 from aya_jax.models.config import DecoderConfig
 from aya_jax.models.decoder import Batch, Params
 from aya_jax.models.heads import target_logprobs
+from aya_jax.sharding.programs import dividing_length, filled_up
 
 
-@partial(jax.jit, static_argnames="config")
-def _sequence_logprobs(
-    config: DecoderConfig, params: Params, batch: Batch, mask: jax.Array
+def logprob_rows(
+    config: DecoderConfig, params: Params, rows: Mapping[str, jax.Array], numbers: tuple[()]
 ) -> jax.Array:
-    return target_logprobs(config, params, batch, mask).sum(-1)
+    """Return float32 [B]: summed log-probabilities of rows, [B, T] each, where `mask` is True."""
+    batch = Batch(*(rows[name] for name in Batch._fields))
+    return target_logprobs(config, params, batch, rows["mask"]).sum(-1)
 
 
 def sequence_logprobs(model: Model, rows: Rows, *, batch_size: int = 32) -> np.ndarray:
     """Return float32 [R]: the summed log-probability of each row's completion under `model`.
 
+    It is worked out where the model is, and all processes get it.
+
     Args:
       model: a language model.
       rows: arrays [R, T]; the tokens under `mask` are summed.
-      batch_size: rows worked out together; the last batch is filled up.
+      batch_size: rows worked out together, more where so many do not divide over the mesh; the last
+        batch is filled up.
     """
-    config = require_decoder(model.config, "DPO")
-    out, params = [], jax.device_put(model.params)
-    for start in range(0, len(rows.tokens), batch_size):
-        part = [array[start : start + batch_size] for array in rows]
-        short = batch_size - len(part[0])
-        tokens, positions, segments, mask, *_ = (np.pad(x, ((0, short), (0, 0))) for x in part)
-        batch = Batch(*map(jnp.asarray, (tokens, positions, segments)))
-        values = _sequence_logprobs(config, params, batch, jnp.asarray(mask))
-        out.append(np.asarray(values)[: batch_size - short])
+    require_decoder(model.config, "DPO")
+    size, model = filled_up(batch_size, model.place), model.on_devices()
+    length = rows.tokens.shape[1]
+    width = -(-length // dividing_length(1, model.place)) * dividing_length(1, model.place)
+    out = []
+    for start in range(0, len(rows.tokens), size):
+        part = {
+            name: getattr(rows, name)[start : start + size] for name in (*Batch._fields, "mask")
+        }
+        found = len(part["mask"])
+        filler = ((0, size - found), (0, width - length))
+        padded = {name: np.pad(array, filler) for name, array in part.items()}
+        out.append(model.run(logprob_rows, padded)[:found])
     return np.concatenate(out)

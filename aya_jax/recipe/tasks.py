@@ -221,9 +221,7 @@ def online_samples(context: Context, *, start: str, max_length: int) -> dict[str
     """
     model = load(context.inputs[start], reward=False)
     prompts = _records(context, "prompts")
-    texts = sample(
-        model.config, model.params, model.tokenizer, [prompt_messages(r) for r in prompts]
-    )
+    texts = sample(model, [prompt_messages(r) for r in prompts])
     arbiter = load(context.inputs["reward"], reward=True)
     limit = min(max_length, *(m.config.max_position_embeddings for m in (model, arbiter)))
     texts = [

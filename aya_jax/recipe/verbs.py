@@ -116,14 +116,12 @@ def generate_verb(model: str, *, data: str | None, prompt: str | None, out: str 
     loaded = load(model, reward=False)
     if prompt is not None:
         turns = [[{"role": "user", "content": prompt}]]
-        print(sample(loaded.config, loaded.params, loaded.tokenizer, turns)[0][0])
+        print(sample(loaded, turns)[0][0])
         return
     if data is None or out is None:
         raise AyaError("generate: give --prompt, or --data with --out")
     records = read_records(data)
-    texts = sample(
-        loaded.config, loaded.params, loaded.tokenizer, [prompt_messages(r) for r in records]
-    )
+    texts = sample(loaded, [prompt_messages(r) for r in records])
     rows = [
         {**record, "completion": each[0]} if len(each) == 1 else {**record, "completions": each}
         for record, each in zip(records, texts, strict=True)
@@ -212,6 +210,6 @@ def chat_verb(model: str, lines: TextIO, out: TextIO) -> None:
         if not line.strip():
             continue
         turns.append({"role": "user", "content": line.strip()})
-        text = sample(loaded.config, loaded.params, loaded.tokenizer, [turns])[0][0]
+        text = sample(loaded, [turns])[0][0]
         turns.append({"role": "assistant", "content": text})
         out.write(text + "\n")

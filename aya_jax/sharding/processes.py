@@ -128,6 +128,11 @@ def _leave(status: int, *, tells: bool) -> NoReturn:
         os._exit(status)
 
 
+def several() -> bool:
+    """Return whether other processes were joined; unlike all below, without starting the devices."""
+    return _client() is not None
+
+
 def is_lead() -> bool:
     """Return whether this is the process that writes files and talks."""
     return jax.process_index() == 0

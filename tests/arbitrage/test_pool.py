@@ -52,9 +52,7 @@ def test_models_and_recorded_answers_mixed(tiny_model, answers, arbiter):
     by_id = {row["id"]: {c["model"]: c["completion"] for c in row["candidates"]} for row in rows}
     loaded = load(tiny_model)
     texts = sample(
-        loaded.config,
-        loaded.params,
-        loaded.tokenizer,
+        loaded,
         [[{"role": "user", "content": r["prompt"]}] for r in PROMPTS],
     )
     own = {r["id"]: {"model": t} if t else {} for r, [t] in zip(PROMPTS, texts, strict=True)}

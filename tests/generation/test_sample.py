@@ -31,9 +31,7 @@ def turns(text):
 
 def run(model, prompts=PROMPTS, **settings):
     conversations = [turns(p) for p in prompts]
-    return sample(
-        model.config, model.params, model.tokenizer, conversations, **{**SHAPE, **settings}
-    )
+    return sample(model, conversations, **{**SHAPE, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +151,7 @@ def test_a_prompt_that_leaves_no_room_is_told(model):
     # The last token that fits is no error.
     ids = model.tokenizer.encode_chat(turns("a"))
     settings = {**SHAPE, "batch_size": 1, "max_new_tokens": room - len(ids)}
-    args = (model.config, model.params, model.tokenizer, [turns("a")])
+    args = (model, [turns("a")])
     assert len(sample(*args, **settings)) == 1
     with pytest.raises(AyaError, match="exceeds the context"):
         sample(*args, **{**settings, "max_new_tokens": room - len(ids) + 1})
