@@ -190,7 +190,7 @@ def full(folder):
 
 def restore(*folders):
     """The newest whole checkpoint of each folder, and what was said of damaged ones."""
-    logging.basicConfig(stream=sys.stdout, format="%(message)s")
+    logging.basicConfig(stream=sys.stdout, format="%(message)s", force=True)
     for folder in folders:
         kept = TrainStore(folder)
         step, state = kept.restore(None, abstract(state_at(1)))
