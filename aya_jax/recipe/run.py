@@ -15,6 +15,7 @@ from aya_jax.recipe.settings import check_scopes, config_text, parse_gin
 from aya_jax.recipe.stages import execute
 from aya_jax.recipe.study import compare
 from aya_jax.recipe.summary import Finished, report_of, show, write_report
+from aya_jax.sharding.processes import by_lead
 
 # Scopes of stages that a recipe may leave out; their settings may stand in its file all the same.
 OPTIONAL_SCOPES = ("tokenizer", "base", "reward_prompts", "reward", "judge", "mixed")
@@ -31,7 +32,8 @@ def run_recipe(
 ) -> Path:
     """Run every stage that is not whole yet and write the report; return the report's page.
 
-    A study (`study.seeds`) is a run for each seed, in `run_dir/seed_N`, and a report over all.
+    A study (`study.seeds`) is a run for each seed, in `run_dir/seed_N`, and a report over all. Several
+    processes run it together; the lead writes what is not parameters.
 
     Raises:
       AyaError: the configuration is wrong, the directory is in use, or a stage failed.
@@ -52,7 +54,7 @@ def run_recipe(
         reports[seed], _ = _run(name, Path(run_dir, f"seed_{seed}"), terminal)
         show(reports[seed], terminal)
     runs = {seed: Finished.open(Path(run_dir, f"seed_{seed}")) for seed in seeds}
-    page = write_report(Path(run_dir), compare(reports, runs))
+    page = _write(Path(run_dir), compare(reports, runs))
     terminal.say(f"report: {page}")
     return page
 
@@ -70,9 +72,13 @@ def _run(name: str, run_dir: Path, terminal: Terminal) -> tuple[dict[str, Any], 
         }
         run.save()
         execute(recipe.stages, run, terminal)
-        atomic_write(run.path / "config.gin", config_text())
+        by_lead(lambda: atomic_write(run.path / "config.gin", config_text()))
         report = report_of(Finished(run.path, run.state))
-        return report, write_report(run.path, report)
+        return report, _write(run.path, report)
+
+
+def _write(run_dir: Path, report: dict[str, Any]) -> Path:
+    return Path(by_lead(lambda: str(write_report(run_dir, report))))
 
 
 def _seed() -> int:

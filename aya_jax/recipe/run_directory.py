@@ -4,21 +4,53 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
+
 from aya_jax.data.files import atomic_write, commit_directory, told_plainly
 from aya_jax.errors import AyaError
+from aya_jax.sharding.processes import by_lead
 
 MARK = "fingerprint"
+# How long a network file system may take to show a host what another made, in seconds.
+SHOWN = 90.0
+
+
+def require_seen(path: Path) -> None:
+    """Wait until this process sees what the lead has made.
+
+    Raises:
+      AyaError: it does not.
+    """
+    end = time.monotonic() + SHOWN
+    while not path.exists():
+        if time.monotonic() > end:
+            raise AyaError(
+                f"{path}: process 0 made it and process {jax.process_index()} does not see it; give a "
+                "place on a file system that all hosts share"
+            )
+        if path.parent.is_dir():
+            # Reading the folder makes a network file system ask for it anew.
+            os.listdir(path.parent)
+        time.sleep(0.2)
 
 
 def open_work(partial: Path, fingerprint: str) -> bool:
     """Make sure that `partial` is a folder for the work that `fingerprint` names.
 
-    Returns whether a killed attempt at the same work left it; what any other work left is removed.
+    Returns whether a killed attempt at the same work left it; what any other work left is removed. All
+    processes of a run call it.
     """
+    went_on = by_lead(lambda: _open_work(partial, fingerprint))
+    require_seen(partial / MARK)
+    return went_on
+
+
+def _open_work(partial: Path, fingerprint: str) -> bool:
     mark = partial / MARK
     if mark.exists() and mark.read_text() == fingerprint:
         _clear_half_written(partial)
@@ -46,7 +78,8 @@ def _clear_half_written(folder: Path) -> None:
 class RunDirectory:
     """`run.json`, `stages/NAME` (whole because renamed there), `metrics/`, and a lock.
 
-    Use as a context manager: the lock is held inside, and the system drops it if we are killed.
+    Use as a context manager: the lock is held inside, and the system drops it if we are killed. All
+    processes of a run have one; the lead holds the lock and writes.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -55,12 +88,18 @@ class RunDirectory:
         self.state: dict[str, Any] = {"stages": {}}
 
     def __enter__(self) -> "RunDirectory":
+        self.state = by_lead(self._open)
+        require_seen(self.path / "stages")
+        return self
+
+    def _open(self) -> dict[str, Any]:
+        """Take the lock, and return what `run.json` holds."""
         with told_plainly(self.path):
             (self.path / "stages").mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.state = self._read()
+            return self._read()
         except BlockingIOError:
             os.close(self._lock)
             raise AyaError(
@@ -70,7 +109,6 @@ class RunDirectory:
         except AyaError:
             os.close(self._lock)
             raise
-        return self
 
     def __exit__(
         self,
@@ -107,7 +145,9 @@ class RunDirectory:
 
     def entry(self, name: str) -> dict[str, Any]:
         """Return what `run.json` knows of a stage that is whole, {} otherwise."""
-        return self.state["stages"].get(name, {}) if self.stage_path(name).is_dir() else {}
+        return by_lead(
+            lambda: self.state["stages"].get(name, {}) if self.stage_path(name).is_dir() else {}
+        )
 
     def open_stage(self, name: str, fingerprint: str) -> Path:
         """Return the folder to work in; what a killed attempt of the same stage left is kept.
@@ -116,10 +156,10 @@ class RunDirectory:
           AyaError: the disk is full or the directory not writable.
         """
         partial = self.path / "stages" / f"{name}.partial"
-        shutil.rmtree(self._old(name), ignore_errors=True)
+        by_lead(lambda: shutil.rmtree(self._old(name), ignore_errors=True))
         if not open_work(partial, fingerprint):
             # Curves of other settings would be drawn into those of this attempt.
-            shutil.rmtree(self.path / "metrics" / name, ignore_errors=True)
+            by_lead(lambda: shutil.rmtree(self.path / "metrics" / name, ignore_errors=True))
         return partial
 
     def close_stage(self, name: str, entry: dict[str, Any]) -> None:
@@ -128,17 +168,24 @@ class RunDirectory:
         The note comes first: a kill between the two leaves a stage without its folder, which is
         not whole and runs again.
         """
+        self.state["stages"][name] = entry
+        by_lead(lambda: self._close_stage(name))
+        require_seen(self.stage_path(name))
+
+    def _close_stage(self, name: str) -> None:
         place = self.stage_path(name)
         if place.exists():
             # Half a folder must never stand under a stage's name: out of the way first.
             place.rename(self._old(name))
             shutil.rmtree(self._old(name))
-        self.state["stages"][name] = entry
-        self.save()
+        self._save()
         commit_directory(place.with_name(f"{name}.partial"), place)
 
     def save(self) -> None:
         """Write `run.json`."""
+        by_lead(self._save)
+
+    def _save(self) -> None:
         atomic_write(
             self.path / "run.json", json.dumps(self.state, indent=1, sort_keys=True) + "\n"
         )

@@ -12,9 +12,11 @@ from typing import Any
 import gin
 
 from aya_jax.data.files import fingerprint, told_plainly
+from aya_jax.errors import AyaError
 from aya_jax.progress import StageLine, Terminal
 from aya_jax.recipe.run_directory import RunDirectory
 from aya_jax.recipe.settings import ROOT, effective_settings
+from aya_jax.sharding.processes import from_all
 
 # What only shows results, and so does not change any.
 _NOT_PART_OF_RESULTS = (
@@ -104,12 +106,13 @@ def execute(stages: Sequence[Stage], run: RunDirectory, terminal: Terminal) -> N
     """Run the stages in order, each one only if it is not whole or what makes it has changed.
 
     An interrupted stage goes on from what it left behind. An error stops the run and leaves all that
-    was made.
+    was made. Several processes go through the stages together.
     """
     made: dict[str, str] = {}
     skipped = 0
     for number, stage in enumerate(stages, start=1):
         plan = _plan(stage, {name: made[name] for name in stage.inputs})
+        _require_same(stage, plan["fingerprint"])
         made[stage.name] = plan["fingerprint"]
         old = run.entry(stage.name)
         if old.get("fingerprint") == plan["fingerprint"]:
@@ -138,6 +141,17 @@ def execute(stages: Sequence[Stage], run: RunDirectory, terminal: Terminal) -> N
             line.close(outcome)
     if skipped:
         terminal.say(f"{skipped} of {len(stages)} stages were whole already and not repeated")
+
+
+def _require_same(stage: Stage, fingerprint: str) -> None:
+    """Raise `AyaError` where the processes of the run are about to do different work."""
+    planned = from_all("plan", fingerprint)
+    for process, other in enumerate(planned):
+        if other != planned[0]:
+            raise AyaError(
+                f"{stage.name}: process {process} has other code, settings or files than process 0; give "
+                "all of them the same"
+            )
 
 
 def _short(value: Any) -> str:

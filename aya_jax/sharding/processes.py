@@ -180,10 +180,15 @@ def from_lead(value: Any) -> Any:
 def by_lead(work: Callable[[], T]) -> T:
     """Do `work` in the lead alone, while the others wait; return what came of it in all.
 
+    For the main thread.
+
     Args:
-      work: returns something JSON-able. What it raises ends the lead, and so all (`leave`).
+      work: returns something JSON-able; may not call for the other processes.
+
+    Raises:
+      AyaError: the lead's error, in all.
     """
-    return from_lead(work() if is_lead() else None)
+    return together("by_lead", lambda: work() if is_lead() else None)[0]  # type: ignore[return-value]
 
 
 def agreed(flag: bool) -> bool:
