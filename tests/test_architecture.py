@@ -19,7 +19,7 @@ FLOORS = (
     {"model"},
     {"training", "generation", "merging"},
     {"arbitrage"},
-    {"evaluation", "report"},
+    {"evaluation", "planning", "report"},
     {"recipe"},
     {"cli", "__init__"},
     {"__main__"},

@@ -82,7 +82,8 @@ class Recipe:
 class _Plan:
     """A growing list of stages. Every `add_*` returns the name under which its result is read."""
 
-    def __init__(self, own: Mapping[str, str | None]) -> None:
+    def __init__(self, own: Mapping[str, str | None], present: bool) -> None:
+        self.present = present
         self.outside = {name: Path(path).absolute() for name, path in own.items() if path}
         self.clusters = language_clusters()
         self.stages: list[Stage] = []
@@ -111,9 +112,11 @@ class _Plan:
         if name in self.outside:
             return name
         outside = {i: self.outside[i] for i in inputs if i in self.outside}
-        extra = {**arguments, **{f"{i} (content)": _content(p) for i, p in outside.items()}}
+        extra = dict(arguments)
+        if self.present:
+            extra |= {f"{i} (content)": _content(p) for i, p in outside.items()}
         for configurable in (sources.records, sources.text):
-            if configurable in uses:
+            if configurable in uses and self.present:
                 bound = effective_settings([configurable], scope)
                 source = bound[f"source.{configurable.__name__}.source"]
                 fields = required if configurable is sources.records else ()
@@ -217,7 +220,7 @@ class _Plan:
         )
 
 
-@gin.configurable
+@gin.configurable(denylist=["present"])
 def expanse(
     *,
     base_model: str | None = None,
@@ -231,6 +234,7 @@ def expanse(
     merges: Sequence[str] = (),
     mixed: bool = False,
     online_only: bool = False,
+    present: bool = True,
 ) -> Recipe:
     """Return the recipe.
 
@@ -250,6 +254,8 @@ def expanse(
         `ties` and `dare_ties`.
       mixed: whether to compare with one model trained on all clusters' data together.
       online_only: whether to compare with online DPO straight from the SFT model.
+      present: whether the user's models and records are here; if not, none is read, and the stages can
+        be looked at but not run.
 
     Raises:
       AyaError: an unknown baseline, merge method or opponent, no teacher at all, or a path of the
@@ -265,10 +271,10 @@ def expanse(
     for name in trained.keys() & files.keys():
         raise AyaError(f"expanse: {name!r} is in teachers and in teacher_files; rename one")
     for path in files.values():
-        if Path(path).is_file():
+        if present and Path(path).is_file():
             read_records(path, required=("prompt", "completion"))
     own = {"base": base_model, "reward": reward_model, "judge": judge_model}
-    plan = _Plan({**own, **{f"teacher.{name}": path for name, path in files.items()}})
+    plan = _Plan({**own, **{f"teacher.{name}": path for name, path in files.items()}}, present)
 
     pool = tuple(dict.fromkeys([*trained, *files]))
     members = [f"teacher.{name}" for name in pool]

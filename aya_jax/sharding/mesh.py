@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import gin
@@ -63,6 +64,22 @@ def device_mesh(
         )
     shape = [count // known if size == -1 else size for size in sizes]
     return Mesh(np.asarray(given).reshape(shape), AXES)
+
+
+def candidate_meshes(devices: np.ndarray, limits: Mapping[str, int]) -> list[Mesh]:
+    """Return the meshes worth trying over some devices: by `fsdp`, `tensor`, `sequence` and `expert`.
+
+    Args:
+      devices: all of them, in the order of the mesh's rows.
+      limits: how far the default rules' logical axes `kv`, `embed` and `experts` divide.
+    """
+    meshes = []
+    for tensor, sequence, expert in product((1, 2, 4, 8, 16), (1, 2, 4), {1, limits["experts"]}):
+        fsdp, rest = divmod(devices.size, tensor * sequence * expert)
+        fits = not limits["kv"] % tensor and fsdp and not limits["embed"] % fsdp
+        if not rest and fits:
+            meshes.append(Mesh(devices.reshape(1, fsdp, tensor, sequence, expert), AXES))
+    return meshes
 
 
 @gin.configurable

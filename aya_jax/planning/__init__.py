@@ -1,0 +1,1 @@
+"""What a recipe needs of chips that are not here: programs compiled for them, bounds, a search."""
