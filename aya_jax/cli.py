@@ -307,8 +307,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     status, told = 0, ""
     try:
+        # First, for it takes the signals that come to it.
+        start_processes()
         with heard():
-            start_processes()
             if several() and not is_lead():
                 logging.getLogger("aya_jax").setLevel(logging.ERROR)
                 sys.stdout = open(os.devnull, "w")
