@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from aya_jax.errors import AyaError, nearest
-from aya_jax.losses.total import Total
+from aya_jax.losses.total import Total, by_language
 
 
 def _sigmoid(margin: jax.Array, beta: jax.Array, label_smoothing: float) -> jax.Array:
@@ -45,6 +45,7 @@ def dpo_loss(
     variant: str = "sigmoid",
     label_smoothing: float = 0.0,
     weights: jax.Array | None = None,
+    languages: jax.Array | None = None,
 ) -> Total:
     """Return the preference loss summed over pairs, with TRL's metrics.
 
@@ -58,6 +59,7 @@ def dpo_loss(
       variant: `sigmoid`, `hinge` or `ipo`.
       label_smoothing: chance that a label is flipped (only for `sigmoid`).
       weights: float32 [P], 0.0 for rows that only fill up a batch; all ones if absent.
+      languages: int32 [P], numbers of the pairs' languages; adds `loss_by_language`.
 
     Raises:
       AyaError: an unknown variant, or label smoothing with a variant that has none.
@@ -73,7 +75,8 @@ def dpo_loss(
     rejected = beta * (policy_rejected - reference_rejected)
     margin = (policy_chosen - policy_rejected) - (reference_chosen - reference_rejected)
     count = weights.sum()
-    loss = (VARIANTS[variant](margin, beta, label_smoothing) * weights).sum()
+    each = VARIANTS[variant](margin, beta, label_smoothing)
+    loss = (each * weights).sum()
 
     def mean(values: jax.Array) -> tuple[jax.Array, jax.Array]:
         return (values * weights).sum(), count
@@ -87,4 +90,6 @@ def dpo_loss(
         "logps/chosen": mean(policy_chosen),
         "logps/rejected": mean(policy_rejected),
     }
+    if languages is not None:
+        metrics["loss_by_language"] = by_language(each, weights, languages)
     return Total(loss, count, metrics)

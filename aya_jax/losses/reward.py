@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from aya_jax.losses.total import Total
+from aya_jax.losses.total import Total, by_language
 
 
 def bradley_terry_loss(
@@ -12,6 +12,7 @@ def bradley_terry_loss(
     *,
     center_coefficient: float = 0.0,
     weights: jax.Array | None = None,
+    languages: jax.Array | None = None,
 ) -> Total:
     """Return `-log sigmoid(r_chosen - r_rejected)` summed over pairs, with TRL's metrics.
 
@@ -22,6 +23,7 @@ def bradley_terry_loss(
       chosen, rejected: float32 [P] rewards.
       center_coefficient: weight of the centring term.
       weights: float32 [P], 0.0 for rows that only fill up a batch; all ones if absent.
+      languages: int32 [P], numbers of the pairs' languages; adds `loss_by_language`.
     """
     if weights is None:
         weights = jnp.ones_like(chosen)
@@ -36,4 +38,6 @@ def bradley_terry_loss(
         "rewards/margins": ((margin * weights).sum(), count),
         "rewards/accuracies": (((margin > 0) * weights).sum(), count),
     }
+    if languages is not None:
+        metrics["loss_by_language"] = by_language(each, weights, languages)
     return Total(loss, count, metrics)

@@ -2,7 +2,8 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import gin
@@ -15,6 +16,7 @@ from aya_jax.errors import AyaError
 from aya_jax.models.decoder import Params
 from aya_jax.models.lora import LoRA, freeze, init_adapters
 from aya_jax.sharding.mesh import device_mesh, logical_rules
+from aya_jax.sharding.programs import free
 from aya_jax.training.health import health
 from aya_jax.training.incidents import Incidents
 from aya_jax.training.objectives import Objective
@@ -47,7 +49,7 @@ class Store(Protocol):
 @gin.configurable(
     denylist=[
         *("objective", "params", "arrays", "store", "incidents", "observe", "telemetry", "lora"),
-        "optimizer",
+        *("optimizer", "languages"),
     ]
 )
 def train(
@@ -61,6 +63,7 @@ def train(
     telemetry: Telemetry | None = None,
     lora: LoRA | None = None,
     optimizer: Optimizer,
+    languages: Sequence[str] = (),
     steps: int | None = None,
     epochs: float = 1.0,
     batch_size: int = 16,
@@ -83,7 +86,8 @@ def train(
 
     Args:
       objective: the loss.
-      params: where training starts (not changed).
+      params: where training starts. Their memory is given back, but for LoRA's base: they cannot be
+        used afterwards.
       arrays: training rows, equal first axes.
       store: keeps the train state, every `checkpoint_every` steps and at the end.
       incidents: where the batches of bad steps go, and the stacks of a stuck one.
@@ -91,6 +95,7 @@ def train(
       telemetry: watches how fast it goes; its caller asks it for figures.
       lora: what is trained on top of `params`; if absent, they are.
       optimizer: what turns gradients into updates.
+      languages: names of those that the array `languages` numbers from 1; `loss/NAME` is told of each.
       steps: number of updates; if absent, `epochs` passes over the rows.
       epochs: passes over the data where `steps` is absent.
       batch_size: rows an update, over all processes and micro-batches.
@@ -145,7 +150,7 @@ def train(
         """Wait for all steps but the last `left`, and act on what they tell, in order."""
         while len(unread) > left:
             step, metrics = unread.popleft()
-            figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            figures = _figures(jax.device_get(metrics), languages)
             dog.beat(step)
             if figures.pop("bad"):
                 place = incidents.keep_batch(step, loader.rows(step - 1), loader[step - 1])
@@ -183,6 +188,13 @@ def train(
     return total
 
 
+def _figures(metrics: Metrics, languages: Sequence[str]) -> dict[str, float]:
+    """Return the metrics of a step as numbers; those of languages that it had none of are infinite."""
+    each = metrics.pop("loss_by_language", ())
+    named = {f"loss/{name}": float(value) for name, value in zip(languages, each[1:], strict=False)}
+    return {name: float(value) for name, value in metrics.items()} | named
+
+
 def _spec(leaf: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
@@ -207,7 +219,9 @@ def _begin(
 ) -> tuple[TrainState, tuple[Params, ...]]:
     """Return the state before the first step, and the frozen base where there is one."""
     if lora is None:
-        # The step donates its state: start from a copy, the caller's parameters stay whole.
-        return program.init(jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)), ()
+        state = program.init(params)
+        free(params)
+        return state, ()
     base = jax.device_put(freeze(lora, params), program.base_sharding)
-    return program.init(init_adapters(lora, params, jax.random.key(seed))), (base,)
+    begin = jax.jit(partial(init_adapters, lora), out_shardings=program.param_sharding)
+    return program.init(begin(params, jax.random.key(seed))), (base,)

@@ -52,7 +52,7 @@ class SFT:
     reward_head: bool = False
 
     def __call__(self, params: Params, batch: Arrays) -> Total:
-        """`batch`: tokens, positions, segment_ids int32 [B, T] and mask bool [B, T].
+        """`batch`: tokens, positions, segment_ids and languages int32 [B, T] and mask bool [B, T].
 
         For an encoder-decoder those are the completions, and there are input_tokens, input_positions
         and input_segment_ids int32 [B, S] of the prompts.
@@ -65,7 +65,7 @@ class SFT:
             logprobs = logprobs_of_hidden(self.config, params, hidden, rows.tokens, mask)
         else:
             logprobs = target_logprobs(self.config, params, rows, mask, **options)
-        return sft_loss(logprobs, mask)
+        return sft_loss(logprobs, mask, batch.get("languages"))
 
 
 def _rows(batch: Arrays, prefix: str = "") -> Batch:
@@ -99,7 +99,7 @@ class DPO:
     reward_head: bool = False
 
     def __call__(self, params: Params, batch: Arrays) -> Total:
-        """`batch`: chosen_* and rejected_* rows [P, T], reference_chosen and _rejected [P].
+        """`batch`: chosen_* and rejected_* rows [P, T], reference_chosen, _rejected and languages [P].
 
         `sft_weight` adds the mean negative log-likelihood of each chosen completion
         (RPO, arXiv 2404.19733, equation 1), which keeps its likelihood from falling.
@@ -115,6 +115,7 @@ class DPO:
             beta=self.beta,
             variant=self.variant,
             label_smoothing=self.label_smoothing,
+            languages=batch.get("languages"),
         )
         nll = (-chosen / jnp.maximum(batch["chosen_mask"].sum(-1), 1)).sum()
         loss = total.loss + self.sft_weight * nll
@@ -134,7 +135,7 @@ class Reward:
     reward_head: bool = True
 
     def __call__(self, params: Params, batch: Arrays) -> Total:
-        """`batch`: chosen_* and rejected_* rows [P, T].
+        """`batch`: chosen_* and rejected_* rows [P, T], languages [P].
 
         `sft_weight` adds the mean negative log-likelihood of each chosen completion, so that the
         decoder keeps what it knows (text-generation regularisation, arXiv 2406.10216, equation 5).
@@ -143,7 +144,12 @@ class Reward:
         hidden = hidden_states(self.config, params, rows, dtype=self.dtype, remat=self.remat)
         each = rewards_of_hidden(params, hidden, rows.segment_ids)
         chosen, rejected = each.reshape(-1, 2).T
-        total = bradley_terry_loss(chosen, rejected, center_coefficient=self.center_coefficient)
+        total = bradley_terry_loss(
+            chosen,
+            rejected,
+            center_coefficient=self.center_coefficient,
+            languages=batch.get("languages"),
+        )
         if not self.sft_weight:
             return total
         learnt = batch["chosen_mask"]

@@ -38,6 +38,7 @@ class TrainState(NamedTuple):
 class Program(NamedTuple):
     """A compiled step with the shardings of what it takes: `step(state, batch, lr)`.
 
+    `init` takes parameters in any dtype, of which it makes float32 ones.
     With LoRA it also takes the frozen base, `step(state, batch, lr, base)`, which it leaves whole;
     without, `base_sharding` is None.
     """
@@ -45,6 +46,7 @@ class Program(NamedTuple):
     init: Callable[[Params], TrainState]
     step: Callable[..., tuple[TrainState, Metrics]]
     batch_sharding: jax.sharding.NamedSharding
+    param_sharding: Any
     base_sharding: Any
 
 
@@ -80,6 +82,7 @@ def train_program(
     whole = replicated(mesh)
 
     def fresh(params: Params) -> TrainState:
+        params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
         return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), guard.init())
 
     shapes = abstract_params(objective.config, reward_head=objective.reward_head)
@@ -141,6 +144,10 @@ def train_program(
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
         metrics = {name: s / jnp.maximum(n, 1.0) for name, (s, n) in total.metrics.items()}
+        if "loss_by_language" in metrics:
+            # A language that is not in the batch has no mean; what is no number would stop jax_debug_nans.
+            absent = total.metrics["loss_by_language"][1] == 0
+            metrics["loss_by_language"] = jnp.where(absent, jnp.inf, metrics["loss_by_language"])
         metrics["grad_norm"] = optax.global_norm(grads)
         metrics["param_norm"] = optax.global_norm(state.params)
         bad, seen = guard.judge(state.seen, state.step, metrics["loss"], metrics["grad_norm"])
@@ -164,5 +171,6 @@ def train_program(
             donate_argnums=0,
         ),
         rows,
+        param_sharding,
         base_sharding,
     )

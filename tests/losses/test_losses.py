@@ -9,7 +9,7 @@ from aya_jax.errors import AyaError
 from aya_jax.losses.dpo import dpo_loss
 from aya_jax.losses.reward import bradley_terry_loss
 from aya_jax.losses.sft import sft_loss
-from aya_jax.losses.total import add
+from aya_jax.losses.total import LANGUAGES, add
 
 RNG = np.random.default_rng(0)
 LOGPS = [RNG.normal(-20, 5, 6).astype(np.float32) for _ in range(4)]
@@ -234,3 +234,27 @@ def test_sft_learns_nothing_outside_the_mask():
     np.testing.assert_array_equal(slope, -np.asarray(mask, np.float32))
     nothing = sft_loss(logprobs, jnp.zeros_like(mask))
     assert nothing.loss == 0 and nothing.count == 0
+
+
+def test_losses_are_told_by_language():
+    rng = np.random.default_rng(5)
+    logprobs, mask = rng.normal(-2, 1, (3, 7)).astype(np.float32), rng.random((3, 7)) < 0.6
+    languages = rng.integers(0, 4, (3, 7)).astype(np.int32)
+    languages[0, 0], languages[0, 1] = 70, 3  # beyond what there is room for
+    total = sft_loss(jnp.asarray(logprobs), jnp.asarray(mask), jnp.asarray(languages))
+    sums, counts = total.metrics["loss_by_language"]
+    for number in range(1, 5):
+        own = mask & (languages == number)
+        np.testing.assert_allclose(sums[number], -logprobs[own].astype(np.float64).sum(), rtol=1e-5)
+        assert counts[number] == own.sum()
+    assert sums.shape == counts.shape == (LANGUAGES,)
+
+    pairs = rng.normal(-20, 3, (4, 6)).astype(np.float32)
+    own = jnp.asarray([1, 2, 1, 0, 2, 2])
+    total = dpo_loss(*map(jnp.asarray, pairs), beta=0.2, languages=own)
+    one = dpo_loss(*(jnp.asarray(side[[1, 4, 5]]) for side in pairs), beta=0.2)
+    sums, counts = total.metrics["loss_by_language"]
+    np.testing.assert_allclose([sums[2], counts[2]], [one.loss, one.count], rtol=1e-6)
+    total = bradley_terry_loss(*map(jnp.asarray, pairs[:2]), languages=own)
+    sums, counts = total.metrics["loss_by_language"]
+    np.testing.assert_allclose([sums.sum(), counts.sum()], [total.loss, total.count], rtol=1e-6)
