@@ -8,6 +8,7 @@ from typing import Any
 import gin
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aya_jax.errors import AyaError, nearest
@@ -50,7 +51,8 @@ def device_mesh(
       devices: what it is a mesh of, in the order of its rows; all of jax's if absent.
 
     Raises:
-      AyaError: the sizes do not multiply to the number of devices.
+      AyaError: the sizes do not multiply to the number of devices, or `data` is no multiple of the
+        number of TPU slices.
     """
     sizes = [data, fsdp, tensor, sequence, expert]
     given = jax.devices() if devices is None else devices
@@ -63,7 +65,31 @@ def device_mesh(
             "the sizes must multiply to that number, and one may be -1"
         )
     shape = [count // known if size == -1 else size for size in sizes]
-    return Mesh(np.asarray(given).reshape(shape), AXES)
+    return _arranged(given, shape)
+
+
+def _arranged(devices: Sequence[jax.Device], shape: Sequence[int]) -> Mesh:
+    """Return the mesh of a shape in which neighbours are near: on one host, along the links of a torus.
+
+    Several TPU slices are joined by the data-centre network alone, which only `data` may cross.
+
+    Raises:
+      AyaError: `data` is no multiple of the number of slices.
+    """
+    if devices[0].platform != "tpu":
+        return Mesh(np.asarray(devices).reshape(shape), AXES)
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if shape[0] % slices:
+        raise AyaError(
+            f"device_mesh.data is {shape[0]}; with {slices} slices it must be a multiple of {slices}: "
+            "only gradients should cross the network between slices"
+        )
+    inner, outer = [shape[0] // slices, *shape[1:]], [slices, *[1] * (len(shape) - 1)]
+    if slices == 1:
+        made = create_device_mesh(inner, devices, allow_split_physical_axes=True)
+    else:
+        made = create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    return Mesh(made, AXES)
 
 
 def candidate_meshes(devices: np.ndarray, limits: Mapping[str, int]) -> list[Mesh]:
@@ -78,7 +104,8 @@ def candidate_meshes(devices: np.ndarray, limits: Mapping[str, int]) -> list[Mes
         fsdp, rest = divmod(devices.size, tensor * sequence * expert)
         fits = not limits["kv"] % tensor and fsdp and not limits["embed"] % fsdp
         if not rest and fits:
-            meshes.append(Mesh(devices.reshape(1, fsdp, tensor, sequence, expert), AXES))
+            shape = (1, fsdp, tensor, sequence, expert)
+            meshes.append(_arranged(devices.tolist(), shape))
     return meshes
 
 

@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import jax
 import pytest
 from jax.sharding import PartitionSpec
@@ -7,11 +9,34 @@ from aya_jax.sharding import mesh as meshes
 from aya_jax.sharding.mesh import batch_sharding, device_mesh, logical_rules, replicated, shardings
 
 
+@dataclass(frozen=True)
+class Chip:
+    """What is read of a device where a mesh is laid out."""
+
+    id: int
+    platform: str = "cpu"
+    device_kind: str = "TPU v5 lite"
+    coords: tuple[int, ...] = (0, 0, 0)
+    core_on_chip: int = 0
+    slice_index: int = 0
+    process_index: int = 0
+
+
+def slices(count, side):
+    """TPU slices of `side` x `side` chips."""
+    return [
+        Chip(s * side**2 + y * side + x, "tpu", coords=(x, y, 0), slice_index=s, process_index=s)
+        for s in range(count)
+        for y in range(side)
+        for x in range(side)
+    ]
+
+
 @pytest.fixture
 def eight(monkeypatch):
     """Eight of the one device there is: enough to lay out a mesh, not to compute on it."""
     monkeypatch.setattr(jax, "device_count", lambda: 8)
-    monkeypatch.setattr(jax, "devices", lambda: list(range(8)))
+    monkeypatch.setattr(jax, "devices", lambda: [Chip(id=i) for i in range(8)])
     monkeypatch.setattr(meshes, "Mesh", lambda devices, axes: (devices.shape, axes))
 
 
@@ -46,6 +71,21 @@ def test_one_axis_takes_what_the_others_leave(eight, sizes, shape):
 def test_sizes_that_do_not_fit_are_told(eight, sizes):
     with pytest.raises(AyaError, match=r"device_mesh: \{.*\} does not fit 8 devices; the sizes"):
         device_mesh(**sizes)
+
+
+def test_only_data_crosses_from_slice_to_slice():
+    mesh = device_mesh(data=4, fsdp=4, tensor=2, devices=slices(2, 4))
+    of_row = [{chip.slice_index for chip in row.ravel()} for row in mesh.devices]
+    assert of_row == [{0}, {0}, {1}, {1}]
+    with pytest.raises(AyaError, match="data is 1; with 2 slices it must be a multiple of 2"):
+        device_mesh(devices=slices(2, 4))
+
+
+def test_heads_are_split_over_neighbours_of_the_torus():
+    mesh = device_mesh(tensor=4, devices=slices(1, 4))
+    for group in mesh.devices.reshape(-1, 4):
+        columns, rows = ({chip.coords[i] for chip in group} for i in (0, 1))
+        assert {len(columns), len(rows)} == {1, 4}
 
 
 def test_rules_override_single_defaults():
