@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aya_jax.data.records import Record, name_of, prompt_messages
+from aya_jax.data.records import Record, languages_of, name_of, prompt_messages
 from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.errors import AyaError
 
@@ -90,21 +90,29 @@ def _encode(
     return Example(prompt, answer, spans)
 
 
-def text_rows(lines: Sequence[str], tokenizer: Tokenizer, *, length: int) -> Rows:
-    """Pack plain text, one segment a line, every token but the first learnt.
+def tokenize_all(
+    records: Sequence[Record], tokenizer: Tokenizer, *, field: str, max_length: int
+) -> Iterator[Example]:
+    """Tokenise records one by one, each with the number of its language among `languages_of` them.
+
+    Arguments and errors as for `tokenize`.
+    """
+    numbers = {code: n for n, code in enumerate(languages_of(records), start=1)}
+    for record in records:
+        example = tokenize(record, tokenizer, field=field, max_length=max_length)
+        yield example._replace(language=numbers.get(record.get("language"), 0))
+
+
+def text_examples(lines: Iterable[str], tokenizer: Tokenizer, *, length: int) -> Iterator[Example]:
+    """Tokenise plain text, one document a line, every token but the first learnt.
 
     A line begins with the begin token, if the tokenizer has one, and is closed by the end token; one
-    longer than a row of `length` tokens is cut.
-
-    Raises:
-      AyaError: there is no line.
+    longer than `length` tokens is cut.
     """
-    documents = []
+    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     for line in lines:
-        begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         ids = [*begin, *tokenizer.encode_completion(line)][:length]
-        documents.append(Example(ids[:1], ids[1:]))
-    return pack(documents, length=length)
+        yield Example(ids[:1], ids[1:])
 
 
 def pack(examples: Iterable[Example], *, length: int) -> Rows:
@@ -227,13 +235,39 @@ class Layout:
 def pad(examples: Sequence[Example], *, length: int) -> Rows:
     """Give each example a row of its own, padded on the right to `length` tokens.
 
-    No example may be longer; see `pad_length`.
+    No example may be longer.
     """
-    return pad_documents([document_of(example) for example in examples], length=length)
+    return _pad([document_of(example) for example in examples], length)
 
 
-def pad_documents(documents: Sequence[Document], *, length: int) -> Rows:
-    """Give each document a row of its own, as `pad`."""
+def padded_pairs(
+    chosen: Iterable[Example], rejected: Iterable[Example], *, multiple: int, max_length: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Pad pairs of examples to one length, the least multiple of `multiple` that holds them all.
+
+    Args:
+      chosen, rejected: the two sides of every pair, at least one.
+      multiple, max_length: in tokens; see `pad_length`.
+
+    Returns:
+      A few pairs a time, `chosen_*` and `rejected_*` of the fields of `Rows` [P, T], but for int32
+      `languages` [P].
+    """
+    pairs = [tuple(map(document_of, pair)) for pair in zip(chosen, rejected, strict=True)]
+    sizes = (len(side.ids) for pair in pairs for side in pair)
+    length = pad_length(sizes, multiple=multiple, max_length=max_length)
+    at_once = max(1, TOKENS_AT_ONCE // (2 * length))
+    for start in range(0, len(pairs), at_once):
+        some = pairs[start : start + at_once]
+        arrays = {"languages": np.array([pair[0].language for pair in some], np.int32)}
+        for side, documents in zip(("chosen", "rejected"), zip(*some, strict=True), strict=True):
+            rows = _pad(documents, length)._asdict()
+            del rows["languages"]
+            arrays |= {f"{side}_{name}": array for name, array in rows.items()}
+        yield arrays
+
+
+def _pad(documents: Sequence[Document], length: int) -> Rows:
     shape = (len(documents), length)
     tokens, segments, languages = (np.zeros(shape, np.int32) for _ in range(3))
     mask = np.zeros(shape, bool)
@@ -247,10 +281,9 @@ def pad_documents(documents: Sequence[Document], *, length: int) -> Rows:
     return Rows(tokens, positions, segments, mask, languages)
 
 
-def pad_length(examples: Sequence[Example], *, multiple: int, max_length: int) -> int:
-    """Return the least multiple of `multiple` that holds every example, at most `max_length`.
+def pad_length(sizes: Iterable[int], *, multiple: int, max_length: int) -> int:
+    """Return the least multiple of `multiple` that is not below any size, at most `max_length`.
 
-    All in tokens; there must be an example.
+    All in tokens; there must be a size.
     """
-    longest = max(len(e.prompt) + len(e.completion) for e in examples)
-    return min(-(-longest // multiple) * multiple, max_length)
+    return min(-(-max(sizes) // multiple) * multiple, max_length)

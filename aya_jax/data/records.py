@@ -121,6 +121,11 @@ def prompt_messages(record: Mapping[str, Any]) -> list[dict[str, str]]:
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
+def languages_of(records: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the language codes in records, sorted; the number of the k-th, from 0, is k + 1."""
+    return tuple(sorted({record["language"] for record in records if "language" in record}))
+
+
 def name_of(record: Mapping[str, Any]) -> str:
     """Return what an error message calls a record: by its `id`, or the beginning of its prompt."""
     return f"record {record.get('id', record['prompt'][:40])!r}"

@@ -21,6 +21,7 @@ from aya_jax.arbitrage.routers import route
 from aya_jax.data import atlas, sources
 from aya_jax.data.files import fingerprint_file
 from aya_jax.data.languages import LANGUAGES, language_clusters
+from aya_jax.data.mixture import mixture
 from aya_jax.data.records import read_records
 from aya_jax.data.tokenizer import train_tokenizer
 from aya_jax.errors import AyaError, nearest
@@ -44,7 +45,7 @@ PRETRAINING = (
     job_settings.lengths,
     job_settings.merge_checkpoints,
 )
-TRAINING = (*PRETRAINING, job_settings.lora_settings)
+TRAINING = (*PRETRAINING, mixture, job_settings.lora_settings)
 PREFERENCE = (*TRAINING, job_settings.dpo_objective)
 SAMPLING = (sample, score)
 

@@ -22,6 +22,7 @@ from aya_jax.models.decoder import Params
 from aya_jax.models.lora import LoRA, average, merge
 from aya_jax.recipe.job_settings import merge_checkpoints
 from aya_jax.training.incidents import Describe, Incidents
+from aya_jax.recipe.rows import ROWS
 from aya_jax.training.loop import train
 from aya_jax.training.objectives import Objective
 from aya_jax.training.optimizer import optimizer
@@ -99,7 +100,8 @@ def fit(
             save_adapters(work.directory / "adapter", objective.config, whole, adapters)
             params = merge(whole, start, adapters)
             fill_model(work.directory, config=config, params=params, lineage=lineage)
-    shutil.rmtree(store.directory, ignore_errors=True)
+    for made_on_the_way in (store.directory, work.directory / ROWS):
+        shutil.rmtree(made_on_the_way, ignore_errors=True)
     # From the file, which also has what a killed attempt wrote.
     figures = read_rows(work.directory / HISTORY)[-1]
     shown = {name: figures[name] for name in SHOWN if name in figures}

@@ -1,6 +1,6 @@
 """One job a training verb: records and a model in, a model directory out. Stages and verbs share them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from aya_jax.arbitrage.arbiter import score
-from aya_jax.data.examples import Rows, pack, pad, pad_length, text_rows, tokenize
+from aya_jax.data.examples import Rows, packed, padded_pairs, text_examples, tokenize_all
+from aya_jax.data.files import fingerprint
+from aya_jax.data.mixture import mixture
 from aya_jax.data.records import Record
-from aya_jax.data.seq2seq import pack_seq2seq
+from aya_jax.data.seq2seq import packed_seq2seq
 from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.errors import AyaError
 from aya_jax.evaluation.bootstrap import Figure, summarise
@@ -31,6 +33,7 @@ from aya_jax.recipe.job_settings import (
     reward_objective,
 )
 from aya_jax.recipe.reference import sequence_logprobs
+from aya_jax.recipe.rows import kept_rows
 from aya_jax.training.objectives import SFT
 
 
@@ -48,8 +51,17 @@ def load_start(path: str | Path, *, reward: bool | None = None) -> Model:
     return load(path, reward=reward, on_host=on_host)
 
 
-def _row_arrays(rows: Rows, prefix: str = "") -> dict[str, np.ndarray]:
-    return {f"{prefix}{name}": array for name, array in rows._asdict().items()}
+def _rows(
+    work: Work,
+    data: Sequence[Record] | Sequence[str],
+    tokenizer: Tokenizer,
+    make: Callable[[], Iterable[Mapping[str, np.ndarray]]],
+    **settings: Any,
+) -> dict[str, np.ndarray]:
+    """Return what `make` makes of the data with the settings, kept where the training works."""
+    files = {name: fingerprint(content.hex()) for name, content in tokenizer.files.items()}
+    key = {"data": fingerprint(list(data)), "tokenizer": files, **settings}
+    return kept_rows(work.directory, key, make)
 
 
 def pretrain(
@@ -78,19 +90,25 @@ def pretrain(
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.eos_id,
     )
-    rows = text_rows(lines, tokenizer, length=lengths()[0])
+    length = lengths()[0]
+
+    def make() -> Iterable[Mapping[str, np.ndarray]]:
+        examples = text_examples(lines, tokenizer, length=length)
+        return (rows._asdict() for rows in packed(examples, length=length))
+
+    arrays = _rows(work, lines, tokenizer, make, length=length)
     start = init_params(config, jax.random.key(new_model()))
     figures = fit(
         SFT(config, **activations()),
         start,
-        _row_arrays(rows),
+        arrays,
         method="pretrain",
         data=lines,
         parent=None,
         tokenizer=tokenizer,
         work=work,
     )
-    return {"rows": len(rows.tokens), **figures}
+    return {"rows": len(arrays["tokens"]), **figures}
 
 
 def sft(
@@ -113,14 +131,18 @@ def sft(
       AyaError: a record is longer than `lengths.max_length` or the context, or there is none; see
         `training.loop.train` for more.
     """
-    config = model.config
+    config, tokenizer = model.config, model.tokenizer
     limit = min(lengths()[0], config.max_position_embeddings)
-    examples = [tokenize(r, model.tokenizer, field="completion", max_length=limit) for r in records]
-    if isinstance(config, T5Config):
-        start_id = config.decoder_start_token_id
-        arrays = pack_seq2seq(examples, length=limit, start_id=start_id)
-    else:
-        arrays = _row_arrays(pack(examples, length=limit))
+    records = mixture(records)
+
+    def make() -> Iterable[Mapping[str, np.ndarray]]:
+        examples = tokenize_all(records, tokenizer, field="completion", max_length=limit)
+        if isinstance(config, T5Config):
+            start_id = config.decoder_start_token_id
+            return packed_seq2seq(examples, length=limit, start_id=start_id)
+        return (rows._asdict() for rows in packed(examples, length=limit))
+
+    arrays = _rows(work, records, tokenizer, make, length=limit)
     figures = fit(
         SFT(config, **activations()),
         model.params,
@@ -128,27 +150,27 @@ def sft(
         method="sft",
         data=records,
         parent=model,
-        tokenizer=model.tokenizer,
+        tokenizer=tokenizer,
         work=work,
         lora=lora_settings(),
     )
     return {"examples": len(records), **figures}
 
 
-def _pair_arrays(model: Model, pairs: Sequence[Record]) -> dict[str, np.ndarray]:
+def _pairs(model: Model, pairs: Sequence[Record], work: Work) -> dict[str, np.ndarray]:
     limit, multiple = lengths()
     limit = min(limit, model.config.max_position_embeddings)
     if not pairs:
         raise AyaError("there is no preference pair to train on; every prompt's answers are equal")
-    sides = {
-        field: [tokenize(r, model.tokenizer, field=field, max_length=limit) for r in pairs]
-        for field in ("chosen", "rejected")
-    }
-    width = pad_length([*sides["chosen"], *sides["rejected"]], multiple=multiple, max_length=limit)
-    arrays: dict[str, np.ndarray] = {}
-    for field, examples in sides.items():
-        arrays.update(_row_arrays(pad(examples, length=width), f"{field}_"))
-    return arrays
+
+    def make() -> Iterable[Mapping[str, np.ndarray]]:
+        sides = (
+            tokenize_all(pairs, model.tokenizer, field=field, max_length=limit)
+            for field in ("chosen", "rejected")
+        )
+        return padded_pairs(*sides, multiple=multiple, max_length=limit)
+
+    return _rows(work, pairs, model.tokenizer, make, max_length=limit, multiple=multiple)
 
 
 def dpo(
@@ -176,10 +198,12 @@ def dpo(
         `training.loop.train` for more.
     """
     config = require_decoder(model.config, "DPO")
-    arrays = _pair_arrays(model, pairs)
+    pairs = mixture(pairs)
+    arrays = _pairs(model, pairs, work)
     reference = reference or model
     for field in ("chosen", "rejected"):
-        rows = Rows(*(arrays[f"{field}_{name}"] for name in Rows._fields))
+        parts = {n: arrays[f"{field}_{n}"] for n in Rows._fields if n != "languages"}
+        rows = Rows(**parts, languages=arrays["languages"])
         arrays[f"reference_{field}"] = sequence_logprobs(reference, rows)
     figures = fit(
         dpo_objective(config),
@@ -216,7 +240,7 @@ def reward(
         `training.loop.train` for more.
     """
     config = require_decoder(model.config, "a reward model")
-    start = dict(model.params)
+    pairs, start = mixture(pairs), dict(model.params)
     if not model.is_reward_model:
         # The scalar head takes the place of one over the vocabulary.
         start.pop("output", None)
@@ -224,7 +248,7 @@ def reward(
     figures = fit(
         reward_objective(config),
         start,
-        _pair_arrays(model, pairs),
+        _pairs(model, pairs, work),
         method="reward",
         data=pairs,
         parent=model,

@@ -17,6 +17,7 @@ from aya_jax.data.files import (
     fingerprint,
     told_plainly,
 )
+from aya_jax.data.mixture import mixture
 from aya_jax.data.records import prompt_messages, read_records, write_records
 from aya_jax.errors import AyaError
 from aya_jax.evaluation.evaluate import answer, mark, summary
@@ -41,6 +42,7 @@ SETTINGS = (
     job_settings.lengths,
     job_settings.merge_checkpoints,
     job_settings.lora_settings,
+    mixture,
     job_settings.dpo_objective,
     job_settings.reward_objective,
 )

@@ -7,14 +7,18 @@ from hypothesis import strategies as st
 
 from aya_jax.data.examples import (
     Example,
+    Rows,
     best_fit,
     pack,
     packed,
     pad,
     pad_length,
-    text_rows,
+    padded_pairs,
+    text_examples,
     tokenize,
+    tokenize_all,
 )
+from aya_jax.data.records import languages_of
 from aya_jax.errors import AyaError
 
 LENGTH = 12
@@ -91,19 +95,36 @@ def test_packing_leaves_no_two_rows_that_would_fit_in_one(examples):
 
 @given(examples=EXAMPLES, spare=st.integers(0, 5))
 def test_padding_gives_each_example_its_own_row_in_order(examples, spare):
-    length = pad_length(examples, multiple=1, max_length=1000) + spare
+    length = max(len(e.prompt) + len(e.completion) for e in examples) + spare
     rows = pad(examples, length=length)
     assert [array.dtype for array in rows] == DTYPES
     assert rows.tokens.shape == (len(examples), length)
     assert documents(rows) == expected(examples)
 
 
+@given(sizes=st.lists(st.integers(1, 60), min_size=1), multiple=st.integers(1, 9))
+def test_the_length_of_padding_is_the_least_multiple_that_holds_all(sizes, multiple):
+    length = pad_length(sizes, multiple=multiple, max_length=1000)
+    assert length % multiple == 0 and max(sizes) <= length < max(sizes) + multiple
+    assert pad_length(iter(sizes), multiple=multiple, max_length=max(sizes)) == max(sizes)
+
+
 @given(examples=EXAMPLES, multiple=st.integers(1, 9))
-def test_the_length_of_padding_is_the_least_multiple_that_holds_all(examples, multiple):
-    longest = max(len(e.prompt) + len(e.completion) for e in examples)
-    length = pad_length(examples, multiple=multiple, max_length=1000)
-    assert length % multiple == 0 and longest <= length < longest + multiple
-    assert pad_length(examples, multiple=multiple, max_length=longest) == longest
+def test_pairs_are_the_padded_rows_of_both_sides(examples, multiple):
+    others = [e._replace(completion=e.completion[::-1] * 2) for e in examples]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aya_jax.data.examples.TOKENS_AT_ONCE", 150)
+        parts = list(padded_pairs(iter(examples), others, multiple=multiple, max_length=18))
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    sizes = (len(e.prompt) + len(e.completion) for e in [*examples, *others])
+    length = pad_length(sizes, multiple=multiple, max_length=18)
+    expected = {"languages": [e.language for e in examples]}
+    for side, members in (("chosen", examples), ("rejected", others)):
+        rows = pad(members, length=length)._asdict()
+        expected |= {f"{side}_{name}": rows[name] for name in Rows._fields if name != "languages"}
+    assert arrays.keys() == expected.keys() and arrays["languages"].dtype == np.int32
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, expected[name])
 
 
 def test_rows_are_filled_to_the_brim():
@@ -196,9 +217,19 @@ def test_a_conversation_is_the_prompt_of_its_last_answer(tokenizer):
     assert tokenize(pair, tokenizer, field="chosen", max_length=100) == example._replace(earlier=())
 
 
+def test_an_example_knows_the_number_of_its_language(tokenizer):
+    codes = ("uk", None, "de", "uk", "zh-Hant")
+    rows = [{"prompt": "?", "completion": "!", **({"language": c} if c else {})} for c in codes]
+    assert languages_of(rows) == ("de", "uk", "zh-Hant")
+    examples = list(tokenize_all(rows, tokenizer, field="completion", max_length=50))
+    assert [e.language for e in examples] == [2, 0, 1, 2, 3]
+    alone = tokenize(rows[0], tokenizer, field="completion", max_length=50)
+    assert examples[0] == alone._replace(language=2)
+
+
 def test_plain_text_is_learnt_but_for_its_first_token(tokenizer):
     lines = ["Montag", "☃" * 100, "Κυριακή"]
-    rows = text_rows(lines, tokenizer, length=40)
+    rows = pack(text_examples(lines, tokenizer, length=40), length=40)
     found = documents(rows)
     assert sorted(ids for ids, *_ in found) == sorted(
         [tokenizer.bos_id, *tokenizer.encode(line), tokenizer.eos_id][:40] for line in lines

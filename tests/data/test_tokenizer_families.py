@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aya_jax.checkpoints.model_directory import copy_tokenizer
-from aya_jax.data.examples import pad, text_rows, tokenize
+from aya_jax.data.examples import pack, pad, text_examples, tokenize
 from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.errors import AyaError
 
@@ -446,7 +446,7 @@ def test_a_record_that_a_template_refuses_is_told_by_its_name():
 
 def test_plain_text_needs_no_begin_token():
     loaded = LOADED["qwen3"]
-    rows = text_rows(["Montag"], loaded, length=12)
+    rows = pack(text_examples(["Montag"], loaded, length=12), length=12)
     ids = [*loaded.encode("Montag"), loaded.eos_id]
     assert rows.tokens[0, : len(ids)].tolist() == ids
     assert rows.mask[0].tolist() == [False, *[True] * (len(ids) - 1), *[False] * (12 - len(ids))]
