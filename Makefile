@@ -1,12 +1,12 @@
 # make run: set up and run the whole recipe on the built-in atlas. make test: set up and test.
-# make tpu-compile: compile every kernel for TPUs, with none at hand.
+# make tpu-compile: compile every kernel for TPUs, with none at hand. make bench: train steps against TRL's.
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= test
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: run test tpu-compile study lint setup clean
+.PHONY: run test tpu-compile bench study lint setup clean
 
 run: setup
 	$(BIN)/aya run configs/recipes/tiny.gin --run_dir runs/tiny
@@ -24,6 +24,16 @@ tpu-compile:
 	$(VENV)-tpu/bin/python -c 'import libtpu'
 	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(VENV)-tpu/bin/python -m pytest -n 2 -m tpu_compile tests/kernels
 
+# TRL and torch are in an environment of their own, and read nothing of ours.
+bench: setup $(VENV)-trl/.installed
+	$(BIN)/python tests/benchmarks/compare.py --trl_python $(VENV)-trl/bin/python --page docs/benchmarks.md
+	$(BIN)/python tests/benchmarks/mfu.py --page docs/benchmarks.md
+
+$(VENV)-trl/.installed: tests/benchmarks/requirements.txt
+	$(PYTHON) -m venv $(VENV)-trl
+	$(VENV)-trl/bin/python -m pip install -q -r $<
+	@touch $@
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,4 +48,4 @@ $(STAMP): setup.py constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-tpu runs build *.egg-info
+	rm -rf $(VENV) $(VENV)-tpu $(VENV)-trl runs build *.egg-info
