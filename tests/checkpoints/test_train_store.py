@@ -1,14 +1,19 @@
 """The checkpoints of a training: the newest whole one is found, whatever happened to the others."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aya_jax.checkpoints import store as trees
 from aya_jax.checkpoints.train_store import TrainStore
 from aya_jax.errors import AyaError
 
@@ -152,3 +157,163 @@ def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path, mo
     assert store.restore(None, restored)[0] == 2
     # What was half written is never taken for a checkpoint, and the next save clears it away.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000002"]
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Nothing is listed as whole until this is set."""
+    go = threading.Event()
+    write = trees.TreeWriter._written
+    monkeypatch.setattr(trees.TreeWriter, "_written", lambda self: go.wait(60) and write(self))
+    yield go
+    go.set()
+
+
+def test_what_is_saved_is_what_was_there_however_slow_the_disk(tmp_path, held):
+    store = TrainStore(tmp_path)
+    before = state(5)
+    mutable = before._replace(moments=[np.ones(3, np.float32), *before.moments[1:]])
+    expected = [*bits(mutable)]
+    store.save(5, mutable)
+    # The step after it donates what it was given, and whoever owns an array may change it.
+    mutable.moments[0][:] = 7.0
+    again = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    again(mutable.params)
+    assert list(tmp_path.glob("step_*")) == []
+    held.set()
+    step, restored = store.restore(None, mutable)
+    assert step == 5 and bits(restored) == expected
+
+
+def test_the_next_save_waits_for_the_one_before(tmp_path, held):
+    store = TrainStore(tmp_path)
+    store.save(1, state(5))
+    second = threading.Thread(target=lambda: store.save(2, state(5)))
+    second.start()
+    second.join(0.2)
+    assert second.is_alive() and list(tmp_path.glob("step_*")) == []
+    held.set()
+    second.join()
+    store.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000002"]
+
+
+@pytest.mark.parametrize("surfaces", ["save", "wait", "close", "steps", "restore"])
+def test_a_disk_that_fills_in_the_background_is_told_at_the_next_call(
+    tmp_path, monkeypatch, surfaces
+):
+    store = TrainStore(tmp_path)
+    store.save(1, state(1))
+    store.wait()
+    full = OSError(28, os.strerror(28))
+    monkeypatch.setattr(trees.ocp.PyTreeCheckpointHandler, "finalize", raising(full))
+    store.save(2, state(2))
+    calls = {
+        "save": lambda: store.save(3, state(3)),
+        "restore": lambda: store.restore(None, state(1)),
+    }
+    with pytest.raises(AyaError, match="the disk is full; free some space") as error:
+        calls.get(surfaces, getattr(store, surfaces))()
+    assert "\n" not in str(error.value) and "step_00000002" in str(error.value)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+    if surfaces != "close":
+        store.save(2, state(2))
+        assert store.steps() == [1, 2]
+
+
+def raising(error):
+    """A function that raises."""
+
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+def test_what_has_no_room_is_not_begun(tmp_path):
+    store = TrainStore(tmp_path)
+    store.save(1, state(1))
+    huge = jax.ShapeDtypeStruct((1 << 60,), jnp.float32)
+    with pytest.raises(AyaError, match="the disk is full") as error:
+        store.save(2, state(2)._replace(moments=[huge]))
+    assert "MiB are needed" in str(error.value)
+    assert store.steps() == [1] and store.restore(None, state(1))[0] == 1
+
+
+def test_every_so_many_steps_one_stays(tmp_path):
+    store = TrainStore(tmp_path, keep=2, keep_every=4)
+    for step in range(1, 11):
+        store.save(step, state(1))
+    assert store.steps() == [4, 8, 9, 10]
+
+
+def test_a_damaged_one_is_not_one_of_those_that_stay(tmp_path):
+    store = TrainStore(tmp_path, keep=2)
+    for step in (4, 5):
+        store.save(step, state(1))
+    store.wait()
+    flip(tmp_path / "step_00000005")
+    assert store.restore(None, state(1))[0] == 4
+    store.save(7, state(1))
+    assert store.steps() == [4, 7]
+
+
+def test_a_checkpoint_that_was_being_dropped_is_none(tmp_path, monkeypatch):
+    store = TrainStore(tmp_path, keep=1)
+    store.save(1, state(1))
+    store.wait()
+    monkeypatch.setattr("shutil.rmtree", raising(KeyboardInterrupt()))
+    store.save(2, state(1))
+    with pytest.raises(KeyboardInterrupt):
+        store.wait()
+    monkeypatch.undo()
+    assert store.steps() == [2] and len(list(tmp_path.iterdir())) == 2
+    store.save(3, state(1))
+    store.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"]
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (
+            lambda s: s._replace(params={**s.params, "a": jnp.zeros((4, 2), jnp.bfloat16)}),
+            "'a' is bfloat16 [4, 3] there and bfloat16 [4, 2] here",
+        ),
+        (
+            lambda s: s._replace(moments=s.moments[:-1]),
+            "'moments.11' is float32 [2] there and not here",
+        ),
+        (
+            lambda s: s._replace(moments={"mu": s.moments[0]}),
+            "'moments.0' is float32 [2] there and not here (and 12 more)",
+        ),
+        (
+            lambda s: s._replace(step=jnp.float32(0)),
+            "'step' is int32 [] there and float32 [] here",
+        ),
+    ],
+)
+def test_a_state_of_another_model_or_optimizer_is_told(tmp_path, caplog, other, told):
+    store = TrainStore(tmp_path)
+    for step in (1, 2):
+        store.save(step, state(1))
+    with pytest.raises(AyaError) as error:
+        store.restore(None, other(state(1)))
+    assert f"{tmp_path / 'step_00000002'}: is of another model or optimizer: {told}" in str(
+        error.value
+    )
+    assert "\n" not in str(error.value) and not caplog.text
+
+
+@pytest.mark.slow
+def test_a_state_goes_from_any_mesh_to_any_other_bit_for_bit(tmp_path):
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("other_meshes.py"), tmp_path / "checkpoints"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
