@@ -53,7 +53,11 @@ def start_processes() -> None:
             ) from None
     try:
         jax.distributed.initialize(
-            *found, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=PARTING
+            *found,
+            # Under Slurm jax would still look, and give the process one GPU of its host.
+            cluster_detection_method="deactivate" if found else None,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=PARTING,
         )
     except (RuntimeError, ValueError) as error:
         raise AyaError(
