@@ -39,6 +39,7 @@ setup(
             "pytest",
             "pytest-xdist",
             "hypothesis",
+            "jsonschema",
             "safetensors",
             "ruff",
             "mypy",

@@ -100,11 +100,7 @@ child=$!
   done
 ) &
 copier=$!
-while :; do
-  status=0
-  wait "$child" || status=$?
-  kill -0 "$child" 2>/dev/null || break
-done
+await "$child"
 kill "$copier" 2>/dev/null || true
 wait "$copier" 2>/dev/null || true
 if ! save >&2; then

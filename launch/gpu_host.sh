@@ -9,12 +9,15 @@ usage() {
 usage: launch/gpu_host.sh [options] CONFIG RUN_DIR [-- ARGUMENT_OF_AYA_RUN...]
 
 Run a recipe on 1 to 8 GPUs of this host in one process. The same command goes on with a run that was
-interrupted; a run that was killed is started again by itself.
+interrupted; a run that was killed, stuck or preempted is started again by itself.
+
+Several hosts: the same command on each, with AYA_COORDINATOR=FIRST_HOST:PORT, AYA_PROCESSES=HOSTS and
+AYA_PROCESS=0, 1, ... in the environment, and RUN_DIR on a file system that all of them see.
 
   --gpus LIST      which GPUs, such as 0 or 0,1,2,3 (default: as CUDA_VISIBLE_DEVICES says, else all)
   --memory SHARE   share of each GPU's memory that JAX takes at once (default 0.92)
   --deterministic  the same bits in every run on the same GPUs; slower
-  --restarts N     restarts of a killed run (default 10)
+  --restarts N     restarts at most (default 10)
   --python PATH    interpreter (default: .venv/bin/python of this project, else python3)
   --dry-run        print the command and do nothing
   --help           this text
@@ -41,10 +44,8 @@ while (($#)); do
     *) positional+=("$1"); shift ;;
   esac
 done
-((${#positional[@]} >= 1)) || fail "CONFIG is missing, for example configs/recipes/tiny.gin"
-((${#positional[@]} >= 2)) || fail "RUN_DIR is missing, for example runs/tiny"
-((${#positional[@]} == 2)) || fail "unexpected '${positional[2]}'; arguments of aya run come after --"
-config="${positional[0]}" run_dir="${positional[1]}"
+config='' run_dir=''
+config_and_run_dir runs/tiny ${positional[@]+"${positional[@]}"}
 local_folder "$run_dir"
 [[ -z "$gpus" || "$gpus" =~ ^[0-9]+(,[0-9]+){0,7}$ ]] \
   || fail "--gpus must be 1 to 8 numbers with commas, such as 0,1, not '$gpus'"
@@ -53,9 +54,7 @@ whole_number --restarts "$restarts"
 
 # Communication behind computation; whatever the caller has in XLA_FLAGS comes later and wins.
 flags='--xla_gpu_enable_latency_hiding_scheduler=true'
-if "$deterministic"; then
-  flags+=' --xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0'
-fi
+if "$deterministic"; then flags+=" $DETERMINISTIC"; fi
 environment=(
   # Without it a missing CUDA plugin would mean a silent run on the CPU.
   JAX_PLATFORMS=cuda
@@ -64,12 +63,14 @@ environment=(
 )
 if [[ -n "$gpus" ]]; then environment+=("CUDA_VISIBLE_DEVICES=$gpus"); fi
 
-command=(env "${environment[@]}" "$ROOT/launch/supervise.sh" --restarts "$restarts" --
+supervise=("$ROOT/launch/supervise.sh" --restarts "$restarts")
+# Not before all others have noticed that one is lost.
+if [[ "${AYA_PROCESSES:-1}" != 1 ]]; then supervise+=(--wait 60); fi
+command=(env "${environment[@]}" "${supervise[@]}" --
   "$python" -m aya_jax run "$config" --run_dir "$run_dir" "$@")
 if "$DRY_RUN"; then
   show "${command[@]}"
   exit 0
 fi
-env "${environment[@]}" "$python" -c 'import jax; jax.devices()' >/dev/null 2>&1 \
-  || fail "JAX finds no GPU with $python; run: $python -m pip install -e '.[cuda]', and look at nvidia-smi"
+env "${environment[@]}" "$python" -c "$FIND_GPU" >/dev/null 2>&1 || no_gpu "$python"
 exec "${command[@]}"

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Runs a command, and starts it again when it was killed. An error that the command tells itself
-# (status 1 or 2) would come again, and ends it.
+# Runs a command, and starts it again when it ended in a way after which it goes on.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -9,8 +8,10 @@ usage() {
   cat <<'TEXT'
 usage: launch/supervise.sh [options] -- COMMAND [ARGUMENT...]
 
-Run COMMAND; when a signal killed it (out of memory, a lost device, a reset host process), wait and
-run it again. `aya run` then goes on from its last checkpoint. Ends with COMMAND's own status.
+Run COMMAND; when a signal killed it (out of memory, a lost device), or it ended with status 75
+(preempted, saved), 76 (stuck) or 77 (another process was lost), wait and run it again: `aya run` then
+goes on from its last checkpoint. Any other end is the end. SIGTERM is passed on to COMMAND, which is
+then not run again. Ends with COMMAND's own status.
 
   --restarts N   at most so many restarts (default 10)
   --wait S       seconds before a restart (default 10)
@@ -39,10 +40,9 @@ if "$DRY_RUN"; then
   exit 0
 fi
 
-# We are stopped: so is the command, and it is not started again. An interrupt from the terminal
+# We are stopped: so is what we wait for, and nothing is started again. An interrupt from the terminal
 # reaches the command by itself.
-stopped=false child=''
-# shellcheck disable=SC2317,SC2329 # the trap below calls it
+stopped=false child='' status=0
 stop() {
   stopped=true
   if [[ -n "$child" ]]; then kill -TERM "$child" 2>/dev/null || true; fi
@@ -50,26 +50,28 @@ stop() {
 trap stop TERM HUP
 trap 'stopped=true' INT
 
+# Run something to its end; its status is then in `status`.
+attend() {
+  "$@" <&0 &
+  child=$!
+  # Stopped before there was a child to tell.
+  if "$stopped"; then stop; fi
+  await "$child"
+}
+
 count=0
 while :; do
   # A shell makes its background commands deaf to interrupts; ours shall hear them.
-  env --default-signal=INT "$@" <&0 &
-  child=$!
-  while :; do
-    status=0
-    wait "$child" || status=$?
-    # A signal to us ends `wait` early; the command is done only when it is gone.
-    kill -0 "$child" 2>/dev/null || break
-  done
-  child=''
-  if "$stopped" || ((status <= 128 || status == 130)); then exit "$status"; fi
+  attend env --default-signal=INT "$@"
+  ended=$status
+  if "$stopped" || ! goes_on "$ended"; then exit "$ended"; fi
   if ((count >= restarts)); then
-    printf 'supervise.sh: killed with status %d; no restart is left of %d\n' "$status" "$restarts" >&2
-    exit "$status"
+    printf 'supervise.sh: ended with status %d; no restart is left of %d\n' "$ended" "$restarts" >&2
+    exit "$ended"
   fi
   count=$((count + 1))
-  printf 'supervise.sh: killed with status %d; restart %d of %d in %d s\n' \
-    "$status" "$count" "$restarts" "$pause" >&2
-  sleep "$pause" || true
-  if "$stopped"; then exit "$status"; fi
+  printf 'supervise.sh: ended with status %d; restart %d of %d in %d s\n' \
+    "$ended" "$count" "$restarts" "$pause" >&2
+  attend sleep "$pause"
+  if "$stopped"; then exit "$ended"; fi
 done
