@@ -19,8 +19,11 @@ from aya_jax.sharding.programs import dividing_length, filled_up
 def reward_rows(
     config: DecoderConfig, params: Params, rows: Mapping[str, jax.Array], numbers: tuple[()]
 ) -> jax.Array:
-    """Return float32 [B]: the rewards of rows `tokens`, `positions` and `segment_ids` [B, T]."""
-    return rewards(config, params, Batch(**rows))
+    """Return float32 [B]: the rewards of rows `tokens`, `positions` and `segment_ids` [B, T].
+
+    Activations are of the dtype of the embedding.
+    """
+    return rewards(config, params, Batch(**rows), dtype=params["embedding"].dtype)
 
 
 @gin.configurable(denylist=["model", "records", "completions"])

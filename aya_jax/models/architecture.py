@@ -93,15 +93,18 @@ def start_decoding(
       tokens_BP: prompts, int32 [B, P], padded on the right.
       lengths_B: of the prompts, int32 [B].
       new: the most tokens that will be decoded.
+
+    Activations and the cache are of the dtype of the embedding.
     """
     b, p = tokens_BP.shape
+    dtype = params["embedding"].dtype
     prompts = plain_batch(tokens_BP, jnp.arange(p) < lengths_B[:, None])
     if isinstance(config, T5Config):
-        filled = t5.prefill(config, params, prompts, slots=new + 1)
+        filled = t5.prefill(config, params, prompts, slots=new + 1, dtype=dtype)
         first = jnp.full((b,), config.decoder_start_token_id, jnp.int32)
-        return t5.decode_step(config, params, filled, first, 0)
+        return t5.decode_step(config, params, filled, first, 0, dtype=dtype)
     slots = cache_size(config, p + new)
-    hidden, cache = decoder.prefill(config, params, prompts, slots=slots)
+    hidden, cache = decoder.prefill(config, params, prompts, slots=slots, dtype=dtype)
     return jnp.take_along_axis(hidden, (lengths_B - 1)[:, None, None], axis=1)[:, 0], cache
 
 
@@ -114,6 +117,7 @@ def continue_decoding(
     index: jax.Array,
 ) -> tuple[jax.Array, Cache | T5Cache]:
     """Return the hidden states [B, D] after the new tokens of number `index`, and the cache."""
+    dtype = params["embedding"].dtype
     if isinstance(config, T5Config):
-        return t5.decode_step(config, params, cache, tokens_B, index + 1)
-    return decoder.decode_step(config, params, cache, tokens_B, lengths_B + index)
+        return t5.decode_step(config, params, cache, tokens_B, index + 1, dtype=dtype)
+    return decoder.decode_step(config, params, cache, tokens_B, lengths_B + index, dtype=dtype)

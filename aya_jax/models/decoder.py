@@ -328,8 +328,8 @@ def prefill(
     slot = jnp.arange(slots)
     place = first + slot + jnp.maximum(lengths - 1 - slot, 0) // slots * slots
     place = jnp.minimum(place, batch.tokens.shape[1] - 1)[None, :, :, None, None]
-    cache = Cache(*(jnp.take_along_axis(part, place, axis=2) for part in cast(Cache, made)))
-    return hidden, cache
+    slotted = (jnp.take_along_axis(part, place, axis=2) for part in cast(Cache, made))
+    return hidden, Cache(*(spread(part, "layers", "batch", None, "kv", None) for part in slotted))
 
 
 def decode_step(
