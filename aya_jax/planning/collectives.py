@@ -158,7 +158,8 @@ def _mesh_groups(text: str) -> list[list[int]]:
     `'a':(2)2` is a part of an axis: of its 4 places the inner 2, with 2 outside of them.
     """
     found = re.match(
-        r"mesh\[([^\]]*)\](?:, device_ids=\(\[[\d,]*\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}",
+        r"mesh\[([^\]]*)\]"
+        r"(?:, device_ids=\((?:\[[\d,]*\]<=)?\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}",
         text,
     )
     if not found:

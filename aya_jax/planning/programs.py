@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from aya_jax.generation.engine import decode
-from aya_jax.model import row_program
+from aya_jax.model import param_shardings, row_program
 from aya_jax.models.architecture import ModelConfig, abstract_params
 from aya_jax.models.config import DecoderConfig
 from aya_jax.models.flops import Flops, decode_flops, forward_flops, train_flops
 from aya_jax.models.lora import LoRA, freeze, init_adapters
+from aya_jax.sharding.mesh import batch_sharding
 from aya_jax.sharding.place import Place
 from aya_jax.sharding.programs import filled_up
 from aya_jax.training.objectives import SFT, Objective, Reward
@@ -40,6 +41,9 @@ class Work(Protocol):
         Raises:
           AyaError: something does not divide over the mesh.
         """
+
+    def rows_of_a_run(self, place: Place) -> int:
+        """Return how many examples, pairs, prompts or answers one run takes."""
 
     def tokens(self, place: Place) -> int:
         """Return the tokens that one run reads, or of a sampling, writes."""
@@ -119,8 +123,9 @@ class Training:
         columns = "tokens positions segment_ids mask"
         if not self.pairs:
             inputs = rows("input_", "tokens positions segment_ids", self.inputs)
-            return rows("", columns, self.length) | (inputs if self.inputs else {})
+            return rows("", f"{columns} languages", self.length) | (inputs if self.inputs else {})
         batch = {**rows("chosen_", columns, self.length), **rows("rejected_", columns, self.length)}
+        batch["languages"] = jax.ShapeDtypeStruct((self.rows,), jnp.int32)
         if not self.objective.reward_head:
             one = jax.ShapeDtypeStruct((self.rows,), jnp.float32)
             batch |= {"reference_chosen": one, "reference_rejected": one}
@@ -135,6 +140,10 @@ class Training:
         if not isinstance(self.objective, Reward):
             return None
         return self.rows * self.length if self.objective.sft_weight else 0
+
+    def rows_of_a_run(self, place: Place) -> int:
+        """See `Work`."""
+        return self.rows
 
     def tokens(self, place: Place) -> int:
         """See `Work`."""
@@ -193,12 +202,14 @@ class Reading:
         program = row_program(self.function, self.config, place, reward_head=self.reward_head)
         rows = filled_up(self.rows, place)
         batch = {
-            name: jax.ShapeDtypeStruct(
-                (rows, self.length), jnp.bool_ if name == "mask" else jnp.int32
-            )
+            name: _split(place, (rows, self.length), jnp.bool_ if name == "mask" else jnp.int32)
             for name in self.columns
         }
-        return program, (abstract_params(self.config, reward_head=self.reward_head), batch, ())
+        return program, (_params(self.config, place, self.reward_head), batch, ())
+
+    def rows_of_a_run(self, place: Place) -> int:
+        """See `Work`."""
+        return filled_up(self.rows, place)
 
     def tokens(self, place: Place) -> int:
         """See `Work`."""
@@ -259,15 +270,19 @@ class Sampling:
         )
         rows = filled_up(self.rows, place)
         batch = {
-            "tokens": jax.ShapeDtypeStruct((rows, self.prompt), jnp.int32),
-            "lengths": jax.ShapeDtypeStruct((rows,), jnp.int32),
-            "seeds": jax.ShapeDtypeStruct((rows, 2), jnp.uint32),
+            "tokens": _split(place, (rows, self.prompt), jnp.int32),
+            "lengths": _split(place, (rows,), jnp.int32),
+            "seeds": _split(place, (rows, 2), jnp.uint32),
         }
         numbers = {
             "seed": jax.ShapeDtypeStruct((), jnp.int32),
             "temperature": jax.ShapeDtypeStruct((), jnp.float32),
         }
-        return program, (abstract_params(self.config), batch, numbers)
+        return program, (_params(self.config, place), batch, numbers)
+
+    def rows_of_a_run(self, place: Place) -> int:
+        """See `Work`."""
+        return filled_up(self.rows, place)
 
     def tokens(self, place: Place) -> int:
         """See `Work`."""
@@ -284,6 +299,20 @@ class Sampling:
     def weight_passes(self) -> int:
         """See `Work`."""
         return 1 + self.new
+
+
+def _split(place: Place, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    """Return the shape of an array whose rows are split over a place."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(*place))
+
+
+def _params(config: ModelConfig, place: Place, reward_head: bool = False) -> Any:
+    """Return the shapes of a model's parameters as they lie on a place."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        abstract_params(config, reward_head=reward_head),
+        param_shardings(config, place, reward_head=reward_head),
+    )
 
 
 def weight_bytes(work: Work, place: Place) -> int:

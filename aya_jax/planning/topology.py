@@ -116,6 +116,9 @@ def _tpu(topology: Topology) -> tuple[Any, ...]:
     # No questions to a metadata server, and several processes may compile at once.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # Or it warns that it does not know which host of how many this is.
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
     except Exception as error:

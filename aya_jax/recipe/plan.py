@@ -217,10 +217,10 @@ class _Plan:
                 told |= {"peak_bytes": None, "step_seconds_bound": None}
             else:
                 told |= figures.to_json()
-            told |= {"runs": part.runs.number, "runs_basis": part.runs.basis}
-            step = told["step_seconds_bound"]
+            runs, step = part.runs(place), told["step_seconds_bound"]
+            told |= {"runs": runs.number, "runs_basis": runs.basis}
             told["seconds_bound"] = (
-                None if step is None or part.runs.number is None else step * part.runs.number
+                None if step is None or runs.number is None else step * runs.number
             )
             programs.append(told)
         # A stage's own figures are those of its training; else those of what takes most memory.

@@ -25,6 +25,7 @@ from aya_jax.recipe import job_settings, tasks
 from aya_jax.recipe.reference import logprob_rows, sequence_logprobs
 from aya_jax.recipe.settings import effective_settings
 from aya_jax.recipe.stages import Stage
+from aya_jax.sharding.place import Place
 from aya_jax.training.loop import train
 from aya_jax.training.objectives import SFT
 from aya_jax.training.optimizer import optimizer
@@ -56,11 +57,26 @@ UNKNOWN = Count(None, "unknown")
 
 @dataclass(frozen=True)
 class Part:
-    """A program of a stage, and how often the stage runs it."""
+    """A program of a stage, and what the stage puts through it.
+
+    Attributes:
+      name: `training`, `reference`, `sampling`, `scoring`.
+      work: the program.
+      items: examples, pairs, prompts or answers, each as often as it is taken; None where `steps` says
+        how often the program runs.
+      steps: see `items`.
+    """
 
     name: str
     work: Work
-    runs: Count
+    items: Count = UNKNOWN
+    steps: int | None = None
+
+    def runs(self, place: Place) -> Count:
+        """Return how often the program runs on a place, whose rows may be filled up."""
+        if self.steps is not None:
+            return Count(self.steps, "settings")
+        return self.items.times(1 / self.work.rows_of_a_run(place))
 
 
 class Works:
@@ -142,17 +158,13 @@ class Works:
         accumulate = settings["accumulate"]
         lora = None if run.func is tasks.base else job_settings.lora_settings()
         work = Training(objective, optimizer(), rows, length, accumulate, lora, inputs)
-        if steps is not None:
-            runs = Count(steps, "settings")
-        else:
-            runs = examples.times(settings["epochs"] / rows)
-        return Part("training", work, runs)
+        return Part("training", work, examples.times(settings["epochs"]), steps)
 
     def _reference(self, config: ModelConfig, pairs: Count) -> Part:
         known = require_decoder(config, "DPO")
         length = min(job_settings.lengths()[0], known.max_position_embeddings)
         work = Reading(logprob_rows, known, REFERENCE_ROWS, length, (*ROWS, "mask"), False)
-        return Part("reference", work, pairs.times(2 / REFERENCE_ROWS))
+        return Part("reference", work, pairs.times(2))
 
     def _sampling(self, config: ModelConfig, answers: Count, name: str = "sampling") -> Part:
         rows, new = _setting(sample, "batch_size"), _setting(sample, "max_new_tokens")
@@ -169,14 +181,14 @@ class Works:
             _setting(sample, "top_k"),
             _setting(sample, "top_p"),
         )
-        return Part(name, work, answers.times(1 / rows))
+        return Part(name, work, answers)
 
     def _scoring(self, judge: str, answers: Count, name: str = "scoring") -> Part:
         config = require_decoder(self.config(judge), "an arbiter")
         rows = _setting(score, "batch_size")
         length = min(self._longest(), config.max_position_embeddings)
         work = Reading(reward_rows, config, rows, length, ROWS, True)
-        return Part(name, work, answers.times(1 / rows))
+        return Part(name, work, answers)
 
     def _longest(self) -> int:
         """Return the longest example that any stage learns, in tokens."""

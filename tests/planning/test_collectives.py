@@ -113,6 +113,7 @@ def line(groups, kind="all-reduce"):
         ("replica_groups=mesh['a'=2,'b'=2] {'a'}", [[0, 2], [1, 3]]),
         ("replica_groups=mesh['a'=2,'b'=2] {'b'}", [[0, 1], [2, 3]]),
         ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", [[0, 2], [1, 3]]),
         # Of an axis of four the inner half, and the outer one.
         ("replica_groups=mesh['a'=4] {'a':(2)2}", [[0, 1], [2, 3]]),
         ("replica_groups=mesh['a'=4] {'a':(1)2}", [[0, 2], [1, 3]]),
