@@ -25,7 +25,7 @@ PATIENCE = 7 * 24 * 3600
 # How long one that has failed waits for the others to leave with it, and how often they look, in seconds.
 PARTING = 20
 GLANCE = 0.5
-# The exit status where another process was lost: the same command goes on.
+# The exit status where another process was lost or is not there yet: the same command goes on.
 LOST = 77
 
 
@@ -38,6 +38,7 @@ def start_processes() -> None:
 
     Raises:
       AyaError: the environment is incomplete.
+      SystemExit: with status `LOST`, the others are not there yet, or no more.
     """
     number = os.environ.get("AYA_PROCESSES", "1")
     if number == "1":
@@ -59,11 +60,18 @@ def start_processes() -> None:
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=PARTING,
         )
-    except (RuntimeError, ValueError) as error:
+    except ValueError as error:
         raise AyaError(
             f"AYA_PROCESSES={number}: the processes do not find each other "
             f"({str(error).splitlines()[0]}); start all of them, with one AYA_COORDINATOR"
         ) from None
+    except RuntimeError as error:
+        print(
+            f"aya: AYA_PROCESSES={number}: the other processes are not there "
+            f"({str(error).splitlines()[0]}); the same command goes on",
+            file=sys.stderr,
+        )
+        raise SystemExit(LOST) from None
     threading.Thread(target=_watch, name="processes", daemon=True).start()
 
 

@@ -1,13 +1,30 @@
 import json
 import signal
 
+import jax
 import pytest
+
+from aya_jax.sharding.processes import LOST, start_processes
 
 SCRIPT = "tests/hosts/leaving.py"
 
 
 def leaving(hosts, how):
     return hosts.run([SCRIPT, how], count=2, devices=2)
+
+
+def test_one_whose_others_are_not_there_yet_is_to_be_started_again(monkeypatch, capsys):
+    """A node of a cluster may come minutes after the others; jax gives up before."""
+
+    def late(*_, **__):
+        raise RuntimeError("Failed to recognize coordinator address aya-slice-0-0.aya")
+
+    monkeypatch.setenv("AYA_PROCESSES", "auto")
+    monkeypatch.setattr(jax.distributed, "initialize", late)
+    with pytest.raises(SystemExit) as ended:
+        start_processes()
+    assert ended.value.code == LOST
+    assert "aya-slice-0-0.aya" in capsys.readouterr().err
 
 
 def test_values_of_the_lead_and_of_all_are_told(hosts):
