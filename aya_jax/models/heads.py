@@ -9,7 +9,6 @@ from aya_jax.models.config import DecoderConfig
 from aya_jax.models.decoder import Batch, Params, hidden_states
 from aya_jax.models.placement import placement
 from aya_jax.models.t5_config import T5Config
-from aya_jax.sharding.place import gathered
 from aya_kernels import linear_logprob
 
 
@@ -48,7 +47,7 @@ def logprobs_of_hidden(
     mask = jnp.roll(mask_BT, -1, axis=1).at[:, -1].set(False)
     logprobs = linear_logprob(
         hidden_BTD,
-        gathered(output_embedding(params), ("vocab", "embed"), hidden_BTD.dtype),
+        output_embedding(params).astype(hidden_BTD.dtype),
         targets,
         scale=config.logit_scale,
         softcap=config.final_logit_softcapping,

@@ -19,10 +19,12 @@ def placement(rows: int) -> Placement | None:
     batch = place.axes("batch")
     while rows % math.prod(place.mesh.shape[axis] for axis in batch):
         batch = batch[:-1]
+    columns = place.axes("embed")
     return Placement(
         place.mesh,
         batch=batch,
         heads=place.axes("heads"),
         sequence=place.axes("length"),
         vocabulary=place.axes("vocab"),
+        columns=columns if set(columns) <= set(batch) else (),
     )

@@ -11,7 +11,8 @@ class Placement(NamedTuple):
     """The mesh, and the axes of it that each axis of an operation's arrays is split over.
 
     `batch` splits rows (or tokens), `heads` the query and key heads, `sequence` queries and keys along
-    the sequence (by ring attention), `vocabulary` the rows of an output embedding.
+    the sequence (by ring attention), `vocabulary` the rows of an output embedding. `columns`, some of
+    the axes of `batch`, split its columns, as FSDP holds it.
     """
 
     mesh: Mesh
@@ -19,6 +20,7 @@ class Placement(NamedTuple):
     heads: Axes = ()
     sequence: Axes = ()
     vocabulary: Axes = ()
+    columns: Axes = ()
 
     def parts(self, axes: Axes) -> int:
         """Return how many parts `axes` make."""

@@ -1,6 +1,6 @@
 """Run by test_linear_logprob: the vocabulary split over devices against one device, in float32.
 
-The argument is a JSON list of (backend, `checked` or `unchecked` shard_map or `placement`). Prints how far
+The argument is a JSON list of (backend, `checked` or `unchecked` shard_map, `placement` or `columns`). Prints how far
 apart values and gradients are.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from aya_kernels import Placement
-from aya_kernels.linear_logprob import chunks, tokens
+from aya_kernels.linear_logprob import chunks, slabs, tokens
 from aya_kernels.linear_logprob.api import linear_statistics
 
 T, V, D = 12, 64, 8
@@ -62,6 +62,12 @@ def main():
         call = partial(linear_statistics, **options)
         if way == "placement":
             place = Placement(mesh, batch=("data",), vocabulary=("fsdp", "tensor"))
+            spread = in_rows(partial(call, placement=place))
+        elif way == "columns":
+            # Of the 32 rows of a device, 8 are gathered at a time.
+            slabs.SLAB = 8 * D * 4
+            batch, words = ("data", "fsdp"), ("tensor",)
+            place = Placement(mesh, batch=batch, vocabulary=words, columns=("fsdp",))
             spread = in_rows(partial(call, placement=place))
         else:
             spread = by_hand(partial(call, axis_name=("fsdp", "tensor")), mesh, way == "checked")

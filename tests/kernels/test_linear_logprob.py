@@ -311,6 +311,7 @@ def test_parts_of_the_vocabulary_make_the_whole(backend: str, parts: int) -> Non
 @pytest.mark.slow
 def test_a_vocabulary_over_devices_is_the_vocabulary_on_one() -> None:
     ways = [("xla", "checked"), ("xla", "placement"), ("mosaic_tpu", "unchecked")]
+    ways += [("xla", "columns"), ("mosaic_tpu", "columns")]
     flags = "--xla_force_host_platform_device_count=8"
     out = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("spread_vocabulary.py")), json.dumps(ways)],

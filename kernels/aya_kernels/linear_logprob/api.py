@@ -112,6 +112,8 @@ def linear_statistics(
         return over_tokens(choose("linear_logprob", BACKENDS, backend, o, x))(o, x)
     if placement.parts(placement.vocabulary) > 1:
         o = o._replace(axes=placement.vocabulary)
+    if placement.parts(placement.columns) > 1:
+        o = o._replace(columns=placement.columns)
     return on_mesh(choose("linear_logprob", BACKENDS, backend, o, x), placement)(o, x)
 
 

@@ -31,7 +31,7 @@ Pair = tuple[jax.Array, jax.Array]
 def backward(
     o: Options, x: Inputs, top: jax.Array, g: Sums
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the gradients to hidden, weight and scale.
+    """Return the gradients to hidden (float32), weight and scale.
 
     Args:
       o, x: as of the forward pass.
@@ -69,7 +69,7 @@ def backward(
     (d_hidden, d_weight), _ = jax.lax.scan(body, start, jnp.arange(count))
     # Without the factor `scale` as yet, its product with hidden is the gradient to the scale.
     d_scale = (d_hidden * x.hidden).sum()
-    return (x.scale * d_hidden).astype(x.hidden.dtype), d_weight, d_scale
+    return x.scale * d_hidden, d_weight, d_scale
 
 
 def _d_scores(

@@ -19,6 +19,8 @@ class Options(NamedTuple):
     entropy: bool
     argmax: bool
     axes: tuple[str, ...]  # the mesh axes over which the rows of the vocabulary are split
+    # Those over which the columns of the weight are split, and the tokens too; see `slabs.py`.
+    columns: tuple[str, ...] = ()
 
 
 class Inputs(NamedTuple):

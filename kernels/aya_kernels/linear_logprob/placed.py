@@ -17,7 +17,7 @@ def on_mesh(run: Run, place: Placement) -> Run:
 
     Args:
       run: a backend of arrays on one device.
-      place: `batch` and `sequence` split the tokens, `vocabulary` the rows of the weight.
+      place: `batch` and `sequence` split the tokens, `vocabulary` and `columns` the weight.
 
     Raises:
       ValueError: rows, places or words do not divide into the parts of the mesh.
@@ -28,13 +28,14 @@ def on_mesh(run: Run, place: Placement) -> Run:
             ("rows", x.targets.shape[0], place.batch),
             ("places", x.targets.shape[1], place.sequence),
             ("words", x.weight.shape[0], place.vocabulary),
+            ("columns", x.weight.shape[1], place.columns),
         )
         if wrong:
             raise ValueError(f"linear_logprob: {wrong}")
         tokens = PartitionSpec(place.batch, place.sequence)
         specs: dict[str, Any] = {
             "hidden": tokens,
-            "weight": PartitionSpec(place.vocabulary),
+            "weight": PartitionSpec(place.vocabulary, place.columns),
             "targets": tokens,
             "scale": PartitionSpec(),
             "mask": None if x.mask is None else tokens,

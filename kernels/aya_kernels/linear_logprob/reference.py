@@ -27,4 +27,4 @@ def reference_linear_logprob(o: Options, x: Inputs) -> Statistics:
 
 def refuses(target: Target, o: Options, x: Inputs) -> str | None:
     """Return why the definition cannot be computed there, or None."""
-    return "it needs the whole vocabulary, not a device's rows of it" if o.axes else None
+    return "it needs the whole weight, not a device's part of it" if o.axes or o.columns else None

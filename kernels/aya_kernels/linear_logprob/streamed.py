@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from aya_kernels.linear_logprob.backward import backward
 from aya_kernels.linear_logprob.inputs import MASKED, Inputs, Options, Statistics, Sums
 from aya_kernels.linear_logprob.shards import local, statistics
+from aya_kernels.linear_logprob.slabs import slabs_backward, slabs_forward
 from aya_kernels.linear_logprob.tokens import masked_last
 
 
@@ -25,6 +26,8 @@ def streamed(forward: Callable[[Options, Inputs], Sums]) -> Callable[[Options, I
       Where `options.axes` are given it runs inside `jax.shard_map` on the rows of its device.
     """
 
+    forward = slabs_forward(forward)
+
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
     def sums(o: Options, x: Inputs) -> Sums:
         return forward(o, x)
@@ -38,9 +41,9 @@ def streamed(forward: Callable[[Options, Inputs], Sums]) -> Callable[[Options, I
         if x.count is not None and x.mask is not None:
             # Nothing is known of the tokens left out: no score reaches this top, none has a gradient.
             top = jnp.where(x.mask, top, -MASKED)
-        d_hidden, d_weight, d_scale = backward(o, x, top, g)
+        d_hidden, d_weight, d_scale = slabs_backward(backward)(o, x, top, g)
         none: Any = None
-        return (Inputs(d_hidden, d_weight, none, d_scale),)
+        return (Inputs(d_hidden.astype(x.hidden.dtype), d_weight, none, d_scale),)
 
     sums.defvjp(sums_forward, sums_backward)
 
