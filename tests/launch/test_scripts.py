@@ -1,6 +1,7 @@
 """All launch scripts alike: bash and shellcheck read them, their help is whole, mistakes are one line."""
 
 import re
+import shlex
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -127,3 +128,30 @@ def test_a_mistake_is_one_line_and_nothing_is_done(script, args, message, cloud,
     assert len(done.stderr.splitlines()) == 1
     assert message in done.stderr
     assert calls() == []
+
+
+def examples() -> list[str]:
+    """Return the lines of docs/launch.md and of the scripts' own help that call a script."""
+    page = (LAUNCH.parent / "docs" / "launch.md").read_text()
+    texts = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    for script in SCRIPTS:
+        texts += re.findall(r"^examples?:\n(.*?)^TEXT$", (LAUNCH / script).read_text(), re.M | re.S)
+    lines = "\n".join(texts).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if "launch/" in line and "docker" not in line]
+
+
+@pytest.mark.parametrize("line", examples())
+def test_what_the_docs_and_the_help_show_can_be_typed(line, call):
+    words = shlex.split(line)
+    at = next(i for i, word in enumerate(words) if word.startswith("launch/"))
+    script, args = words[at].removeprefix("launch/"), words[at + 1 :]
+    known = dict(word.split("=", 1) for word in words[:at] if re.match("[A-Z_]+=", word))
+    verb = [args.pop(0)] if script == "tpu_pod.sh" else []
+    done = call(script, *verb, "--dry-run", *args, **known)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_the_docs_show_every_script():
+    page = (LAUNCH.parent / "docs" / "launch.md").read_text()
+    assert {name for name in SCRIPTS if f"launch/{name}" in page} == set(SCRIPTS)
