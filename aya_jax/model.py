@@ -160,6 +160,20 @@ def load_model_config(path: str | Path) -> ModelConfig:
     return read_config(load_config(path), str(path / "config.json"))
 
 
+def require_kind(path: str | Path, reward: bool | None) -> bool | None:
+    """Return whether a model directory has a scalar head; None where its parameters are not there.
+
+    Raises:
+      AyaError: a reward model is expected (True) and it is a language model, or the reverse (False).
+    """
+    ours = not hugging_face.is_hugging_face(path)
+    found = has_reward_head(path) if ours else hugging_face.has_reward_head(path)
+    if reward is not None and found is not None and found != reward:
+        kinds = ("a language model", "a reward model")
+        raise AyaError(f"{path}: is {kinds[found]}, but {kinds[reward]} is needed here")
+    return found
+
+
 def load(
     path: str | Path,
     *,
@@ -186,32 +200,21 @@ def load(
     path, config = Path(path), load_model_config(path)
     if reward:
         require_decoder(config, f"{path}: a reward model")
-    ours = not hugging_face.is_hugging_face(path)
-    where = None
+    head, where = require_kind(path, reward), None
     if place is not None:
-        head = has_reward_head(path) if ours else hugging_face.has_reward_head(path)
-        _require_kind(path, reward, head)
-        where = param_shardings(config, place, reward_head=head)
+        where = param_shardings(config, place, reward_head=bool(head))
         if on_host:
             where = jax.tree.map(lambda each: each.with_memory_kind("pinned_host"), where)
     options: dict[str, Any] = {"dtype": dtype, "on_host": on_host, "shardings": where}
-    if ours:
+    if not hugging_face.is_hugging_face(path):
         params, lineage = load_params(path, **options), load_lineage(path)
     else:
         params = hugging_face.load_params(path, config, **options)
         lineage = {"stage": path.resolve().name, "kind": "hugging_face"}
     model = Model(config, params, Tokenizer.load(path), lineage, place)
-    _require_kind(path, reward, model.is_reward_model)
     if model.tokenizer.vocab_size > config.vocab_size:
         raise AyaError(
             f"{path}: the tokenizer has {model.tokenizer.vocab_size} pieces, config.json says "
             f"vocab_size {config.vocab_size}; they do not belong together"
         )
     return model
-
-
-def _require_kind(path: Path, wanted: bool | None, found: bool) -> None:
-    """Raise `AyaError` where a language model is wanted and a reward model found, or the reverse."""
-    if wanted is not None and wanted != found:
-        kinds = ("a language model", "a reward model")
-        raise AyaError(f"{path}: is {kinds[found]}, but {kinds[wanted]} is needed here")

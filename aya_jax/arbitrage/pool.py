@@ -10,15 +10,25 @@ from aya_jax.data.files import stable_hash
 from aya_jax.data.records import Record, name_of, prompt_messages, read_records
 from aya_jax.errors import AyaError
 from aya_jax.generation.engine import sample
-from aya_jax.model import Model, load
+from aya_jax.model import Model, load, load_model_config, require_kind
+from aya_jax.sharding.place import gin_place
 
 Answerer = Callable[[Sequence[Record]], list[str | None]]
 
 
-def model_member(model: Model) -> Answerer:
-    """Return a pool member that answers each prompt once with `model`, by `sample`'s settings."""
+def model_member(path: str | Path) -> Answerer:
+    """Return a pool member that answers each prompt once with a model, by `sample`'s settings.
+
+    The model is on the devices only while it answers, on the mesh that gin describes.
+
+    Raises:
+      AyaError: the path is no directory of a language model.
+    """
+    load_model_config(path)
+    require_kind(path, reward=False)
 
     def answer(records: Sequence[Record]) -> list[str | None]:
+        model = load(path, reward=False, place=gin_place())
         prompts = [prompt_messages(record) for record in records]
         return [texts[0] for texts in sample(model, prompts)]
 
@@ -65,7 +75,7 @@ def open_pool(paths: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[st
 
     for name, path in named:
         if Path(path).is_dir():
-            add(name, path, model_member(load(path, reward=False)))
+            add(name, path, model_member(path))
             continue
         by_model: dict[str, list[Record]] = {}
         for record in read_records(path, required=("prompt", "completion")):

@@ -11,10 +11,11 @@ from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.errors import AyaError
 from aya_jax.model import load_model_config
 from aya_jax.models.architecture import require_decoder
-from aya_jax.recipe.stages import Context
+from aya_jax.recipe.stages import Context, by_lead_alone
 from aya_jax.recipe.tasks import RECORDS, in_languages
 
 
+@by_lead_alone
 def check(
     context: Context,
     *,

@@ -1,12 +1,15 @@
-"""One job a training verb: records and a model in, a model directory out. Stages and verbs share them."""
+"""One job a training verb: records and a model in, a model directory out. Stages and verbs share them.
+
+The memory of a model that a job starts from is given back: it cannot be used afterwards.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from aya_jax.arbitrage.arbiter import score
@@ -18,7 +21,7 @@ from aya_jax.data.seq2seq import packed_seq2seq
 from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.errors import AyaError
 from aya_jax.evaluation.bootstrap import Figure, summarise
-from aya_jax.model import Model, load
+from aya_jax.model import Model, load, param_shardings
 from aya_jax.models.architecture import require_decoder
 from aya_jax.models.config import decoder_config
 from aya_jax.models.decoder import init_params
@@ -34,21 +37,23 @@ from aya_jax.recipe.job_settings import (
 )
 from aya_jax.recipe.reference import sequence_logprobs
 from aya_jax.recipe.rows import kept_rows
+from aya_jax.sharding.place import gin_place
+from aya_jax.sharding.programs import free
 from aya_jax.training.objectives import SFT
 
 
 def load_start(path: str | Path, *, reward: bool | None = None) -> Model:
     """Load the model that a training starts from; `reward` as in `load`.
 
-    Where LoRA trains on a base of another dtype, the model itself is left in the host's memory, as
-    NumPy arrays: the device has only room for the base.
+    It is split over the mesh that gin describes. Where LoRA trains on a base of another dtype, the
+    model itself is left in the memory of the hosts: the devices have only room for the base.
 
     Raises:
       AyaError: see `model.load` and `lora_settings`.
     """
     lora = lora_settings()
     on_host = lora is not None and lora.base_dtype is not None
-    return load(path, reward=reward, on_host=on_host)
+    return load(path, reward=reward, on_host=on_host, place=gin_place())
 
 
 def _rows(
@@ -97,7 +102,11 @@ def pretrain(
         return (rows._asdict() for rows in packed(examples, length=length))
 
     arrays = _rows(work, lines, tokenizer, make, length=length)
-    start = init_params(config, jax.random.key(new_model()))
+    # Each device makes its own part.
+    fresh = jax.jit(
+        partial(init_params, config), out_shardings=param_shardings(config, gin_place())
+    )
+    start = fresh(jax.random.key(new_model()))
     figures = fit(
         SFT(config, **activations()),
         start,
@@ -188,7 +197,8 @@ def dpo(
       model: a language model, where training starts.
       pairs: with `chosen` and `rejected`.
       work: see `Work`.
-      reference: what the policy is held to; the model itself if absent.
+      reference: what the policy is held to; the model itself if absent. Its memory is given back
+        before training: it cannot be used afterwards.
 
     Returns:
       `pairs`, `steps` and the last figures.
@@ -205,6 +215,8 @@ def dpo(
         parts = {n: arrays[f"{field}_{n}"] for n in Rows._fields if n != "languages"}
         rows = Rows(**parts, languages=arrays["languages"])
         arrays[f"reference_{field}"] = sequence_logprobs(reference, rows)
+    if reference is not model:
+        free(reference.params)
     figures = fit(
         dpo_objective(config),
         model.params,
@@ -243,8 +255,9 @@ def reward(
     pairs, start = mixture(pairs), dict(model.params)
     if not model.is_reward_model:
         # The scalar head takes the place of one over the vocabulary.
-        start.pop("output", None)
-        start["score"] = jnp.zeros(config.hidden_size, jnp.float32)
+        free(start.pop("output", None))
+        head = param_shardings(config, model.place or gin_place(), reward_head=True)["score"]
+        start["score"] = jax.device_put(np.zeros(config.hidden_size, np.float32), head)
     figures = fit(
         reward_objective(config),
         start,

@@ -5,9 +5,9 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gin
 
@@ -16,7 +16,9 @@ from aya_jax.errors import AyaError
 from aya_jax.progress import StageLine, Terminal
 from aya_jax.recipe.run_directory import RunDirectory
 from aya_jax.recipe.settings import ROOT, effective_settings
-from aya_jax.sharding.processes import from_all
+from aya_jax.sharding.processes import by_lead, from_all
+
+T = TypeVar("T")
 
 # What only shows results, and so does not change any.
 _NOT_PART_OF_RESULTS = (
@@ -62,6 +64,28 @@ class Stage:
     scope: str = ""
     uses: tuple[Callable[..., Any], ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+def by_lead_alone(
+    run: Callable[..., dict[str, Any] | None],
+) -> Callable[..., dict[str, Any] | None]:
+    """Return a stage's work as the lead does it alone; the other processes wait for its figures."""
+
+    @wraps(run)
+    def lead(context: Context, **arguments: Any) -> dict[str, Any] | None:
+        return lead_writes(context, lambda: run(context, **arguments))
+
+    return lead
+
+
+def lead_writes(context: Context, work: Callable[[], T]) -> T:
+    """Do what fills a stage's folder in the lead; return what came of it, JSON-able, in all processes."""
+
+    def told() -> T:
+        with told_plainly(context.directory):
+            return work()
+
+    return by_lead(told)
 
 
 @cache

@@ -19,10 +19,12 @@ from aya_jax.data.tokenizer import Tokenizer, train_tokenizer
 from aya_jax.evaluation.evaluate import answer, mark
 from aya_jax.generation.engine import sample
 from aya_jax.merging.merge import merge_into
-from aya_jax.model import load, load_model_config
+from aya_jax.model import Model, load, load_model_config
 from aya_jax.recipe import job_settings, jobs
 from aya_jax.recipe.fit import Work
-from aya_jax.recipe.stages import Context
+from aya_jax.recipe.run_directory import require_seen
+from aya_jax.recipe.stages import Context, by_lead_alone, lead_writes
+from aya_jax.sharding.place import gin_place
 
 RECORDS = "records.jsonl"
 
@@ -37,11 +39,20 @@ def _records(context: Context, name: str) -> list[Record]:
     return read_records(place) if place.stat().st_size else []
 
 
+def _write(context: Context, rows: Sequence[Record], name: str = RECORDS) -> None:
+    lead_writes(context, lambda: str(write_records(context.directory / name, rows)))
+
+
+def _load(context: Context, name: str, *, reward: bool) -> Model:
+    return load(context.inputs[name], reward=reward, place=gin_place())
+
+
 def in_languages(records: Sequence[Record], languages: Sequence[str]) -> list[Record]:
     """Return the records in some languages, or in variants of them."""
     return [r for r in records if r.get("language", "und").split("-")[0] in languages]
 
 
+@by_lead_alone
 def tokenizer(context: Context) -> dict[str, Any]:
     """Train a tokenizer on the text of its scope."""
     lines = sources.text()
@@ -61,6 +72,7 @@ def base(context: Context) -> dict[str, Any]:
     )
 
 
+@by_lead_alone
 def own_records(context: Context) -> dict[str, Any]:
     """Keep the records of the scope's source."""
     rows = sources.records()
@@ -91,13 +103,15 @@ def _open_pool(
     too_long: Counter[str] = Counter()
     pool = open_pool({name: context.inputs[f"teacher.{name}"] for name in teachers})
     shards = context.directory / "answers"
-    shards.mkdir(exist_ok=True)
+    lead_writes(context, lambda: shards.mkdir(exist_ok=True))
 
     def kept(name: str, ask: Answerer) -> Answerer:
         def answer_once(records: Sequence[Record]) -> list[str | None]:
             shard = shards / f"{quote(name, safe='')}.json"
-            if not shard.exists():
-                atomic_write(shard, json.dumps(ask(records), ensure_ascii=False))
+            if not lead_writes(context, shard.exists):
+                text = json.dumps(ask(records), ensure_ascii=False)
+                lead_writes(context, lambda: atomic_write(shard, text))
+            require_seen(shard)
             context.line.update(len(list(shards.iterdir())), len(pool), note=name)
             answers = json.loads(shard.read_text("utf-8"))
             for i, (record, text) in enumerate(zip(records, answers, strict=True)):
@@ -115,7 +129,7 @@ def reward_answers(context: Context, *, teachers: Sequence[str], max_length: int
     """A few teachers answer each of the reward models' prompts: poor answers of real models."""
     pool, too_long = _open_pool(context, teachers, max_length)
     rows = ask_some(_records(context, "reward_prompts"), pool)
-    write_records(context.directory / RECORDS, rows)
+    _write(context, rows)
     answers = sum(len(row["candidates"]) for row in rows)
     return {"answers": answers, "too_long": too_long.total()}
 
@@ -141,21 +155,23 @@ def reward(context: Context, *, half: int) -> dict[str, Any]:
         work=_work(context),
     )
     if held_out:
-        accuracy = jobs.pair_accuracy(load(context.directory, reward=True), held_out)
+        made = load(context.directory, reward=True, place=gin_place())
+        accuracy = jobs.pair_accuracy(made, held_out)
         figures["held_out_accuracy"] = accuracy
     return figures
 
 
 def candidates(context: Context, *, teachers: Sequence[str], max_length: int) -> dict[str, Any]:
     """Every teacher answers every prompt, and the reward model scores the answers."""
-    arbiter = load(context.inputs["reward"], reward=True)
+    arbiter = _load(context, "reward", reward=True)
     limit = min(max_length, arbiter.config.max_position_embeddings)
     pool, too_long = _open_pool(context, teachers, limit)
     rows = answer_and_score(_records(context, "prompts"), pool, arbiter)
-    write_records(context.directory / RECORDS, rows)
+    _write(context, rows)
     return {"prompts": len(rows), "teachers": len(pool), "too_long": too_long.total()}
 
 
+@by_lead_alone
 def route_candidates(context: Context, *, router: str) -> dict[str, Any]:
     """Choose one candidate for each prompt."""
     routed = route(_records(context, "candidates"), router=router)
@@ -163,6 +179,7 @@ def route_candidates(context: Context, *, router: str) -> dict[str, Any]:
     return {"completions": len(routed), "routing": routing_counts(routed)}
 
 
+@by_lead_alone
 def pairs(context: Context) -> dict[str, Any]:
     """Set each prompt's best candidate against its worst."""
     rows = best_against_worst(_records(context, "candidates"))
@@ -219,13 +236,16 @@ def online_samples(context: Context, *, start: str, max_length: int) -> dict[str
     A completion that could not be learnt, for its length, is left out: text that a model samples may
     be read in more tokens than it was written in.
     """
-    model = load(context.inputs[start], reward=False)
     prompts = _records(context, "prompts")
+    model = _load(context, start, reward=False)
     texts = sample(model, [prompt_messages(r) for r in prompts])
-    arbiter = load(context.inputs["reward"], reward=True)
-    limit = min(max_length, *(m.config.max_position_embeddings for m in (model, arbiter)))
+    tokenizer, positions = model.tokenizer, model.config.max_position_embeddings
+    # One model at a time: the other comes when this one has gone.
+    del model
+    arbiter = _load(context, "reward", reward=True)
+    limit = min(max_length, positions, arbiter.config.max_position_embeddings)
     texts = [
-        [text for text in answers if fits(record, text, model.tokenizer, limit)]
+        [text for text in answers if fits(record, text, tokenizer, limit)]
         for record, answers in zip(prompts, texts, strict=True)
     ]
     flat = [(r, t) for r, answers in zip(prompts, texts, strict=True) for t in answers]
@@ -243,8 +263,8 @@ def online_samples(context: Context, *, start: str, max_length: int) -> dict[str
     ]
     rows = best_against_worst(ranked)
     rewards = [c["reward"] for r in ranked for c in r["candidates"]]
-    write_records(context.directory / "candidates.jsonl", ranked)
-    write_records(context.directory / RECORDS, rows)
+    _write(context, ranked, "candidates.jsonl")
+    _write(context, rows)
     return {
         "samples": len(rewards),
         "reward": sum(rewards) / max(len(rewards), 1),
@@ -255,12 +275,13 @@ def online_samples(context: Context, *, start: str, max_length: int) -> dict[str
 def evaluate(context: Context, *, model: str) -> dict[str, Any]:
     """Answer the held-out prompts, and have the answers marked by the checker and both judges."""
     prompts = _records(context, "evaluation_prompts")
+    answers = answer(_load(context, model, reward=False), prompts)
     judges = {
-        "reward": load(context.inputs["reward"], reward=True),
-        "unused_reward": load(context.inputs["judge"], reward=True),
+        "reward": _load(context, "reward", reward=True),
+        "unused_reward": _load(context, "judge", reward=True),
     }
-    marked = mark(prompts, answer(load(context.inputs[model], reward=False), prompts), judges)
-    write_records(context.directory / RECORDS, marked)
+    marked = mark(prompts, answers, judges)
+    _write(context, marked)
     return {
         metric: sum(float(row[metric]) for row in marked) / len(marked)
         for metric in ("correct", "right_language", "reward", "unused_reward")
