@@ -13,7 +13,7 @@ class Cores(NamedTuple):
     """The multiprocessors of a GPU: how many, and what each has."""
 
     capability: tuple[int, int]
-    count: int
+    processors: int
     fpus: int
     shared_memory: int
     l2_cache: int
@@ -44,7 +44,7 @@ def target_config(chip: Chip) -> str:
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
   shared_memory_per_block: 49152 shared_memory_per_block_optin: {cores.shared_memory - RESERVED}
-  shared_memory_per_core: {cores.shared_memory} core_count: {cores.count} fpus_per_core: {cores.fpus}
+  shared_memory_per_core: {cores.shared_memory} core_count: {cores.processors} fpus_per_core: {cores.fpus}
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
   memory_bandwidth: {chip.hbm_bandwidth:.0f} l2_cache_size: {cores.l2_cache}

@@ -62,6 +62,10 @@ class Work(Protocol):
         """The model."""
 
     @property
+    def dtype(self) -> Any:
+        """Of the activations."""
+
+    @property
     def turns(self) -> int:
         """How often a loop turns whose number of turns the program's text does not tell."""
 
@@ -98,9 +102,11 @@ class Training:
 
     def build(self, place: Place) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """See `Work`."""
-        program = train_program(self.objective, self.optimizer, *place, self.accumulate, self.lora)
+        step: Any = train_program
+        program = step(self.objective, self.optimizer, *place, self.accumulate, self.lora)
         head = self.objective.reward_head
-        params, base = abstract_params(self.config, reward_head=head), ()
+        params: Any = abstract_params(self.config, reward_head=head)
+        base: tuple[Any, ...] = ()
         if self.lora is not None:
             lora, whole = self.lora, params
             params = jax.eval_shape(
@@ -172,6 +178,11 @@ class Training:
         """The policy of the objective."""
         return getattr(self.objective, "remat", "none")
 
+    @property
+    def dtype(self) -> Any:
+        """Of the activations."""
+        return jnp.dtype(getattr(self.objective, "dtype", jnp.float32))
+
     def weight_passes(self) -> int:
         """See `Work`."""
         return self.accumulate * (2 + RECOMPUTED[self.remat][0])
@@ -187,6 +198,7 @@ class Reading:
       rows, length: of the batch.
       columns: of the batch.
       reward_head: whether the model has a scalar head.
+      dtype: of the parameters, and so of the activations.
     """
 
     function: Callable[..., jax.Array]
@@ -195,6 +207,7 @@ class Reading:
     length: int
     columns: tuple[str, ...]
     reward_head: bool
+    dtype: str = "float32"
     turns: int = 1
 
     def build(self, place: Place) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -205,7 +218,7 @@ class Reading:
             name: _split(place, (rows, self.length), jnp.bool_ if name == "mask" else jnp.int32)
             for name in self.columns
         }
-        return program, (_params(self.config, place, self.reward_head), batch, ())
+        return program, (_params(self.config, place, self.dtype, self.reward_head), batch, ())
 
     def rows_of_a_run(self, place: Place) -> int:
         """See `Work`."""
@@ -241,6 +254,7 @@ class Sampling:
       rows: of the batch.
       prompt, new: tokens of each prompt and of each answer.
       greedy, top_k, top_p: see `generation.engine.sample`.
+      dtype: of the parameters, and so of the activations and the cache.
     """
 
     config: ModelConfig
@@ -250,6 +264,7 @@ class Sampling:
     greedy: bool
     top_k: int | None = None
     top_p: float | None = None
+    dtype: str = "float32"
 
     @property
     def turns(self) -> int:
@@ -278,7 +293,7 @@ class Sampling:
             "seed": jax.ShapeDtypeStruct((), jnp.int32),
             "temperature": jax.ShapeDtypeStruct((), jnp.float32),
         }
-        return program, (_params(self.config, place), batch, numbers)
+        return program, (_params(self.config, place, self.dtype), batch, numbers)
 
     def rows_of_a_run(self, place: Place) -> int:
         """See `Work`."""
@@ -306,10 +321,10 @@ def _split(place: Place, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeSt
     return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(*place))
 
 
-def _params(config: ModelConfig, place: Place, reward_head: bool = False) -> Any:
+def _params(config: ModelConfig, place: Place, dtype: str, reward_head: bool = False) -> Any:
     """Return the shapes of a model's parameters as they lie on a place."""
     return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where),
         abstract_params(config, reward_head=reward_head),
         param_shardings(config, place, reward_head=reward_head),
     )
@@ -317,12 +332,11 @@ def _params(config: ModelConfig, place: Place, reward_head: bool = False) -> Any
 
 def weight_bytes(work: Work, place: Place) -> int:
     """Return the bytes of all weights as one device multiplies by them: gathered, in the dtype it works in."""
-    dtype = getattr(getattr(work, "objective", None), "dtype", jnp.float32)
     leaves = jax.tree.leaves(abstract_params(work.config))
     count = sum(math.prod(leaf.shape) for leaf in leaves)
     split = [axis for name in ("heads", "vocab") for axis in place.axes(name)]
     parts = math.prod(place.mesh.shape[axis] for axis in dict.fromkeys(split))
-    return count * jnp.dtype(dtype).itemsize // parts
+    return count * jnp.dtype(work.dtype).itemsize // parts
 
 
 def least_hbm_bytes(work: Work, place: Place, arguments: int, outputs: int) -> int:
@@ -336,5 +350,5 @@ def describe(work: Work) -> dict[str, Any]:
     shown = ("rows", "length", "inputs", "accumulate", "prompt", "new")
     told = {name: fields[name] for name in shown if fields.get(name)}
     if isinstance(work, Training):
-        told |= {"remat": work.remat, "dtype": jnp.dtype(work.objective.dtype).name}
-    return told
+        told |= {"remat": work.remat}
+    return told | {"dtype": jnp.dtype(work.dtype).name}

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from aya_jax.models.architecture import abstract_params
@@ -47,6 +46,12 @@ class Candidate:
             "train.accumulate": self.work.accumulate,
             "activations.remat": self.work.remat,
         }
+
+    def like(self, work: Training) -> Training:
+        """Return another step with this one's micro-batches and rematerialisation, as far as they divide."""
+        accumulate = math.gcd(self.work.accumulate, work.rows)
+        objective = replace(work.objective, remat=self.work.remat)  # type: ignore[type-var]
+        return replace(work, objective=objective, accumulate=accumulate)
 
 
 def candidates(
@@ -134,7 +139,7 @@ def guessed_bytes(place: Place, work: Training) -> int:
         math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(moments)
     )
     whole, split = _parts(place, "embed", "heads", "vocab"), _parts(place, "heads", "vocab")
-    item = jnp.dtype(getattr(work.objective, "dtype", jnp.float32)).itemsize
+    item = work.dtype.itemsize
     both = work.rows * (2 if work.pairs else 1) // work.accumulate
     tokens = both * (work.length + work.inputs) / _parts(place, "batch", "length")
     d, width, layers, vocabulary = _sizes(config)
@@ -173,7 +178,7 @@ def guessed_seconds(topology: Topology, place: Place, work: Training) -> float:
     parallelism each layer adds up its outputs forward and its inputs' gradients backward.
     """
     config = work.config
-    item = jnp.dtype(getattr(work.objective, "dtype", jnp.float32)).itemsize
+    item = work.dtype.itemsize
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config)))
     split = _parts(place, "heads", "vocab")
     passes = work.weight_passes()

@@ -261,13 +261,36 @@ class _Plan:
         if figures is None:
             return {"found": False, "reason": "none of the best that were compiled fits"}
         chosen = next(c for c in found if c.work == figures.work and c.place == figures.place)
+        self.found[figures.work, figures.place] = figures
         return {
             "found": True,
             "compiled": True,
             **_guess(chosen),
             "peak_bytes": figures.compiled.memory.peak,
             "step_seconds_bound": figures.bound.seconds if figures.bound else None,
+            "others": self._others(chosen),
         }
+
+    def _others(self, chosen: Candidate) -> list[dict[str, Any]]:
+        """Return what becomes of the programs that do not fit as they are, under settings of the search."""
+        others: dict[tuple[Work, str], list[str]] = {}
+        for stage, parts in self.parts.items():
+            for part, place in parts:
+                figures, work = self.found[part.work, place], part.work
+                if isinstance(figures, Figures) and figures.fits:
+                    continue
+                if isinstance(work, Training):
+                    work = chosen.like(work)
+                others.setdefault((work, part.name), []).append(stage)
+        told = []
+        for number, ((work, name), stages) in enumerate(others.items(), start=1):
+            line = self.terminal.stage(f"search: {stages[0]} ({name})", number, len(others))
+            figures = self._examine(work, chosen.place)
+            line.close(_outcome(figures))
+            fits = isinstance(figures, Figures) and figures.fits
+            peak = figures.compiled.memory.peak if isinstance(figures, Figures) else None
+            told.append({"name": name, "stages": stages, "fits": fits, "peak_bytes": peak})
+        return told
 
 
 def _guess(candidate: Candidate) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from aya_jax.training.objectives import SFT
 from aya_jax.training.optimizer import optimizer
 
 ROWS = ("tokens", "positions", "segment_ids")
-REFERENCE_ROWS: int = sequence_logprobs.__kwdefaults__["batch_size"]
+REFERENCE_ROWS: int = (sequence_logprobs.__kwdefaults__ or {})["batch_size"]
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,11 @@ def advice(plan: Plan) -> list[str]:
             f"guessed {_gib(found['guessed_bytes'])} GiB, {found['guessed_seconds']:.3g} s a step"
         )
         return [f"worth trying, by arithmetic alone ({guess}): {bindings}"]
-    return [
+    lines = [
         f"search: the best that fits, compiled ({_gib(found['peak_bytes'])} GiB, at least "
         f"{found['step_seconds_bound']:.3g} s a step): {bindings}"
     ]
+    for other in found["others"]:
+        fits = "fits then" if other["fits"] else "does not fit then either"
+        lines.append(f"  {label(other, other['stages'])}: {fits}, {_gib(other['peak_bytes'])} GiB")
+    return lines
