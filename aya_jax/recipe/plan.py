@@ -12,7 +12,7 @@ from aya_jax.compat import versions
 from aya_jax.data.files import atomic_write
 from aya_jax.errors import AyaError
 from aya_jax.planning.figures import FILL, Figures, examine
-from aya_jax.planning.programs import Training, Work
+from aya_jax.planning.programs import Sampling, Training, Work
 from aya_jax.planning.search import Candidate, best, candidates
 from aya_jax.planning.topology import (
     Topology,
@@ -203,7 +203,7 @@ class _Plan:
                     if any(program["runs_basis"] == "at most" for program in stage["programs"])
                 ],
             },
-            "recommendation": self._recommend(fits, search),
+            "recommendation": self._recommend(search),
             "versions": versions() | {"compiler": "quick" if self.quick else "exact"},
         }
 
@@ -234,63 +234,52 @@ class _Plan:
             "programs": programs,
         }
 
-    def _trainings(self) -> list[tuple[Training, Place]]:
-        found = dict.fromkeys(
-            (part.work, place)
-            for parts in self.parts.values()
-            for part, place in parts
-            if isinstance(part.work, Training)
-        )
-        return list(found)
-
-    def _recommend(self, fits: bool, search: bool) -> dict[str, Any] | None:
-        """Return the settings of the search: compiled where it is asked for or needed, else guessed."""
-        trainings = self._trainings()
-        if not trainings:
+    def _largest(self, kind: type[Any]) -> tuple[Any, Place, list[str]] | None:
+        """Return the program of a kind that computes most, where it runs, and the stages that run it."""
+        stages: dict[tuple[Any, Place], list[str]] = {}
+        for stage, parts in self.parts.items():
+            for part, place in parts:
+                if isinstance(part.work, kind):
+                    stages.setdefault((part.work, place), []).append(stage)
+        if not stages:
             return None
-        # Preference training holds and computes most; what it fits into, the others fit into.
-        work, place = max(trainings, key=lambda each: each[0].model_flops(each[1]))
+        key = max(stages, key=lambda each: each[0].model_flops(each[1]))
+        return *key, stages[key]
+
+    def _recommend(self, search: bool) -> dict[str, Any]:
+        """Return what to take for training and for sampling: compiled where it is asked for or needed."""
+        told: dict[str, Any] = {}
+        for name, kind in (("training", Training), ("sampling", Sampling)):
+            largest = self._largest(kind)
+            if largest is None:
+                continue
+            work, place, _ = largest
+            as_it_is = self.found[work, place]
+            needed = isinstance(as_it_is, str) or not as_it_is.fits
+            told[name] = self._search(work, place, search or needed)
+        return told
+
+    def _search(self, work: Training | Sampling, place: Place, compiled: bool) -> dict[str, Any]:
         found = candidates(self.topology, self.devices, work, place.rules)
         if not found:
             return {"found": False, "reason": "no mesh of these chips holds it, by arithmetic"}
-        if fits and not search:
+        if not compiled:
             return {"found": True, "compiled": False, **_guess(found[0])}
-        line = self.terminal.stage("search", 1, 1)
-        figures = best(self.topology, found, quick=self.quick)
-        line.close("" if figures is None else _outcome(figures))
-        if figures is None:
+        name = "training" if isinstance(work, Training) else "sampling"
+        line = self.terminal.stage(f"search for {name}", 1, 1)
+        chosen = best(self.topology, found, quick=self.quick)
+        line.close("none fits" if chosen is None else _outcome(chosen[1]))
+        if chosen is None:
             return {"found": False, "reason": "none of the best that were compiled fits"}
-        chosen = next(c for c in found if c.work == figures.work and c.place == figures.place)
-        self.found[figures.work, figures.place] = figures
+        candidate, figures = chosen
+        self.found[candidate.work, candidate.place] = figures
         return {
             "found": True,
             "compiled": True,
-            **_guess(chosen),
+            **_guess(candidate),
             "peak_bytes": figures.compiled.memory.peak,
             "step_seconds_bound": figures.bound.seconds if figures.bound else None,
-            "others": self._others(chosen),
         }
-
-    def _others(self, chosen: Candidate) -> list[dict[str, Any]]:
-        """Return what becomes of the programs that do not fit as they are, under settings of the search."""
-        others: dict[tuple[Work, str], list[str]] = {}
-        for stage, parts in self.parts.items():
-            for part, place in parts:
-                figures, work = self.found[part.work, place], part.work
-                if isinstance(figures, Figures) and figures.fits:
-                    continue
-                if isinstance(work, Training):
-                    work = chosen.like(work)
-                others.setdefault((work, part.name), []).append(stage)
-        told = []
-        for number, ((work, name), stages) in enumerate(others.items(), start=1):
-            line = self.terminal.stage(f"search: {stages[0]} ({name})", number, len(others))
-            figures = self._examine(work, chosen.place)
-            line.close(_outcome(figures))
-            fits = isinstance(figures, Figures) and figures.fits
-            peak = figures.compiled.memory.peak if isinstance(figures, Figures) else None
-            told.append({"name": name, "stages": stages, "fits": fits, "peak_bytes": peak})
-        return told
 
 
 def _guess(candidate: Candidate) -> dict[str, Any]:

@@ -142,22 +142,20 @@ def summary(plan: Plan) -> list[str]:
 
 def advice(plan: Plan) -> list[str]:
     """Return what the search found, as gin bindings."""
-    found = plan["recommendation"]
-    if found is None:
-        return []
-    if not found["found"]:
-        return [f"search: {found['reason']}; take more chips, or ones with more memory"]
-    bindings = "; ".join(f"{k} = {v!r}" for k, v in found["settings"].items())
-    if not found["compiled"]:
-        guess = (
-            f"guessed {_gib(found['guessed_bytes'])} GiB, {found['guessed_seconds']:.3g} s a step"
-        )
-        return [f"worth trying, by arithmetic alone ({guess}): {bindings}"]
-    lines = [
-        f"search: the best that fits, compiled ({_gib(found['peak_bytes'])} GiB, at least "
-        f"{found['step_seconds_bound']:.3g} s a step): {bindings}"
-    ]
-    for other in found["others"]:
-        fits = "fits then" if other["fits"] else "does not fit then either"
-        lines.append(f"  {label(other, other['stages'])}: {fits}, {_gib(other['peak_bytes'])} GiB")
+    lines = []
+    for name, found in plan["recommendation"].items():
+        if not found["found"]:
+            lines.append(
+                f"search for {name}: {found['reason']}; take more chips, or ones with more memory"
+            )
+            continue
+        bindings = "; ".join(f"{key} = {value!r}" for key, value in found["settings"].items())
+        if found["compiled"]:
+            figures = f"compiled, {_gib(found['peak_bytes'])} GiB, at least {found['step_seconds_bound']:.3g} s a run"
+            lines.append(f"search for {name}: the best that fits ({figures}): {bindings}")
+        else:
+            guess = (
+                f"about {_gib(found['guessed_bytes'])} GiB, {found['guessed_seconds']:.3g} s a run"
+            )
+            lines.append(f"worth trying for {name}, by arithmetic alone ({guess}): {bindings}")
     return lines

@@ -92,20 +92,26 @@ def _arranged(devices: Sequence[jax.Device], shape: Sequence[int]) -> Mesh:
     return Mesh(made, AXES)
 
 
-def candidate_meshes(devices: np.ndarray, limits: Mapping[str, int]) -> list[Mesh]:
+def candidate_meshes(
+    devices: np.ndarray, limits: Mapping[str, int], *, whole: bool = False
+) -> list[Mesh]:
     """Return the meshes worth trying over some devices: by `fsdp`, `tensor`, `sequence` and `expert`.
 
     Args:
       devices: all of them, in the order of the mesh's rows.
       limits: how far the default rules' logical axes `kv`, `embed` and `experts` divide.
+      whole: whether those by `data` in place of `fsdp` count too, on which no parameter is gathered.
     """
     meshes = []
     for tensor, sequence, expert in product((1, 2, 4, 8, 16), (1, 2, 4), {1, limits["experts"]}):
-        fsdp, rest = divmod(devices.size, tensor * sequence * expert)
-        fits = not limits["kv"] % tensor and fsdp and not limits["embed"] % fsdp
-        if not rest and fits:
-            shape = (1, fsdp, tensor, sequence, expert)
-            meshes.append(_arranged(devices.tolist(), shape))
+        rows, rest = divmod(devices.size, tensor * sequence * expert)
+        if rest or not rows or limits["kv"] % tensor:
+            continue
+        inner = (tensor, sequence, expert)
+        if not limits["embed"] % rows:
+            meshes.append(_arranged(devices.tolist(), (1, rows, *inner)))
+        if whole and rows > 1:
+            meshes.append(_arranged(devices.tolist(), (rows, 1, *inner)))
     return meshes
 
 

@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_told_with_what_would(for_this_cpu, tmp_path, monke
     assert stage["fits"] is False and told["fits"] is False
     assert stage["over_bytes"] == stage["peak_bytes"] - 900_000
     assert "does not fit, by" in text and "its largest arrays: " in text
-    assert told["recommendation"]["found"] is False and "take more chips" in text
+    assert told["recommendation"]["training"]["found"] is False and "take more chips" in text
 
 
 def test_a_batch_that_does_not_divide_is_told(for_this_cpu, tmp_path):
