@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
+from aya_jax.checkpoints.directories import shared_directory
 from aya_jax.checkpoints.leaves import on_devices, stored_checksums
 from aya_jax.checkpoints.slices import LeafPath, nested, open_slices
 from aya_jax.checkpoints.store import leaf_checksums, read_tree, write_tree
-from aya_jax.data.files import atomic_directory, atomic_write, fingerprint
+from aya_jax.data.files import atomic_write, fingerprint
 from aya_jax.data.tokenizer_files import tokenizer_files
 from aya_jax.errors import AyaError
-from aya_jax.sharding.processes import is_lead, together
+from aya_jax.sharding.processes import by_lead
 
 
 def params_fingerprint(params: Any) -> str:
@@ -34,7 +35,7 @@ def save_model(
     tokenizer_dir: str | Path,
     replace: bool = False,
 ) -> Path:
-    """Write a whole model directory or none.
+    """Write a whole model directory or none; several processes call it together.
 
     Args:
       path: where.
@@ -45,11 +46,11 @@ def save_model(
       replace: whether a directory already at `path` may be replaced.
 
     Raises:
-      AyaError: see `atomic_directory`.
+      AyaError: see `shared_directory`.
     """
     path = Path(path)
-    with atomic_directory(path, replace=replace) as partial:
-        copy_tokenizer(tokenizer_dir, partial)
+    with shared_directory(path, replace=replace) as partial:
+        by_lead(lambda: copy_tokenizer(tokenizer_dir, partial))
         fill_model(partial, config=config, params=params, lineage=lineage)
     return path
 
@@ -95,11 +96,7 @@ def describe_params(
     # From the files, as no process has the leaves whole.
     checksums = stored_checksums(directory, "params")
 
-    def describe() -> None:
-        if is_lead():
-            describe_model(directory, config=config, lineage=lineage, checksums=checksums)
-
-    together("describe", describe)
+    by_lead(lambda: describe_model(directory, config=config, lineage=lineage, checksums=checksums))
 
 
 def describe_model(
@@ -156,13 +153,13 @@ def load_lineage(path: str | Path) -> dict[str, Any]:
     return read_object(Path(path, "lineage.json"))
 
 
-def has_reward_head(path: str | Path) -> bool:
-    """Whether the parameters have a scalar head, `score`; False where that cannot be told."""
+def has_reward_head(path: str | Path) -> bool | None:
+    """Whether the parameters have a scalar head, `score`; None where that cannot be told."""
     try:
         told = json.loads(Path(path, "params", "_METADATA").read_text("utf-8"))
         return "('score',)" in told["tree_metadata"]
     except (OSError, ValueError, KeyError):
-        return False
+        return None
 
 
 def load_params(

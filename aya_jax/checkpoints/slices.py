@@ -15,7 +15,7 @@ from etils import epath
 
 from aya_jax.checkpoints.store import CHUNK, RESERVE, check_files, empty_place, list_files
 from aya_jax.data.files import require_space, told_plainly
-from aya_jax.sharding.processes import is_lead, together
+from aya_jax.sharding.processes import failing_together, is_lead, together
 
 LeafPath = tuple[str, ...]
 
@@ -63,23 +63,13 @@ def write_slices(
     together(
         f"begin slices {name}", lambda: _make_frame(directory, name, leaves) if is_lead() else None
     )
-    failed: list[Exception] = []
-    try:
-        with told_plainly(place):
-            yield {
-                path: ts.open(
-                    {"driver": "zarr", "kvstore": _file(place / ".".join(path))}, write=True
-                ).result()
-                for path in leaves
-            }
-    except Exception as error:
-        failed.append(error)
-
-    def outcome() -> None:
-        if failed:
-            raise failed[0]
-
-    together(f"slices {name}", outcome)
+    with failing_together(f"slices {name}"), told_plainly(place):
+        yield {
+            path: ts.open(
+                {"driver": "zarr", "kvstore": _file(place / ".".join(path))}, write=True
+            ).result()
+            for path in leaves
+        }
     list_files(directory, name)
 
 

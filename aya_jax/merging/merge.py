@@ -8,6 +8,7 @@ from typing import Any
 import gin
 
 from aya_jax.checkpoints.adapters import load_adapters
+from aya_jax.checkpoints.directories import shared_directory
 from aya_jax.checkpoints.model_directory import (
     copy_tokenizer,
     describe_params,
@@ -16,13 +17,12 @@ from aya_jax.checkpoints.model_directory import (
     load_lineage,
     open_params,
 )
-from aya_jax.data.files import atomic_directory
 from aya_jax.errors import AyaError
 from aya_jax.merging.stored import merge_stored
 from aya_jax.merging.trees import checked_weights
 from aya_jax.model import load
 from aya_jax.models import lora
-from aya_jax.sharding.processes import is_lead, together
+from aya_jax.sharding.processes import by_lead
 
 
 def merge(
@@ -39,7 +39,7 @@ def merge(
     Raises:
       AyaError: see `merge_into`; or `out` exists or cannot be written.
     """
-    with atomic_directory(out, replace=replace) as folder:
+    with shared_directory(out, replace=replace) as folder:
         merge_into(folder, paths, **settings)
     return Path(out)
 
@@ -96,7 +96,7 @@ def merge_into(
     lineage = {"stage": stage, "kind": "merge", "method": method, "parents": parents}
     if base is not None:
         lineage["base"] = load_lineage(base)["params_fingerprint"]
-    together("tokenizer", lambda: copy_tokenizer(paths[0], directory) if is_lead() else None)
+    by_lead(lambda: copy_tokenizer(paths[0], directory))
     describe_params(directory, config=configs[0], lineage=lineage)
 
 
@@ -129,8 +129,8 @@ def merge_adapter(path: str | Path, adapter: str | Path, *, out: str | Path) -> 
         ],
         "lora": asdict(settings),
     }
-    with atomic_directory(out) as folder:
-        copy_tokenizer(path, folder)
+    with shared_directory(out) as folder:
+        by_lead(lambda: copy_tokenizer(path, folder))
         fill_model(
             folder,
             config=model.config.to_hf(reward=reward or model.is_reward_model),

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from aya_jax.checkpoints import store, train_store
+from aya_jax.checkpoints.directories import shared_directory
 from aya_jax.checkpoints.model_directory import fill_model, load_params
 from aya_jax.checkpoints.slices import open_slices
 from aya_jax.checkpoints.train_store import TrainStore
@@ -151,6 +152,14 @@ def save(folder):
     merge_stored(folder, "merged", parts, weights=[0.25, 0.75])
     assert open_slices(folder, "merged").keys() == parts[0].keys()
     kept.close()
+    with shared_directory(folder / "together") as partial:
+        (partial / str(jax.process_index())).write_text("here")
+    try:
+        with shared_directory(folder / "not at all") as partial:
+            if not is_lead():
+                raise AyaError("one has failed")
+    except AyaError as error:
+        print(error)
 
 
 def killed(folder, process, moment):

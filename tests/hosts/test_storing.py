@@ -36,6 +36,7 @@ def saved(hosts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     ended = hosts.run([SCRIPT, "save", folder], count=2, devices=8)
     assert [each.status for each in ended] == [0, 0], ended
+    assert [each.out for each in ended] == ["one has failed\n"] * 2
     return folder
 
 
@@ -69,6 +70,14 @@ def test_a_model_of_two_processes_is_that_of_one(saved):
     assert params_fingerprint(load_params(saved)) == params_fingerprint(params)
     merged = merge_trees([storing.params_at(1), params], weights=[0.25, 0.75])
     assert leaf_checksums(read_tree(saved, "merged")) == leaf_checksums(merged)
+
+
+@pytest.mark.slow
+def test_a_folder_that_all_fill_is_whole_or_none(saved):
+    assert sorted(path.name for path in (saved / "together").iterdir()) == ["0", "1"]
+    there = {path.name for path in saved.iterdir()} - {"config.json", "lineage.json"}
+    trees = {name + end for name in ("params", "merged") for end in ("", ".checksums.json")}
+    assert there == {"checkpoints", "together", *trees}
 
 
 @pytest.mark.slow
