@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from tensorboardX import SummaryWriter
 
@@ -25,35 +25,36 @@ class Sink(Protocol):
 class MetricWriter:
     """Appends the figures of a step to `directory/metrics.jsonl`, and to other places if asked.
 
+    What a killed attempt wrote of the first step written here, and of later ones, is dropped first, so
+    that the file ends up as that of an unbroken run.
+
     Args:
       directory: of the stage.
-      resume_step: what an earlier, killed attempt wrote after this step is dropped first, so that
-        the file ends up as that of an unbroken run.
       events: the folder of the TensorBoard events, none if absent.
       sink: where else the figures go, if anywhere.
     """
 
     def __init__(
-        self,
-        directory: Path,
-        *,
-        resume_step: int = 0,
-        events: Path | None = None,
-        sink: Sink | None = None,
+        self, directory: Path, *, events: Path | None = None, sink: Sink | None = None
     ) -> None:
-        path = directory / HISTORY
-        kept = [row for row in read_rows(path) if row["step"] <= resume_step]
-        partial = path.with_suffix(".tmp")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(partial, path)
-        self._file = path.open("a")
+        self._path = directory / HISTORY
+        self._file: TextIO | None = None
         self._events = SummaryWriter(str(events)) if events else None
         self._sink = sink
+
+    def _begun(self, step: int) -> TextIO:
+        kept = [row for row in read_rows(self._path) if row["step"] < step]
+        partial = self._path.with_suffix(".tmp")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(partial, self._path)
+        return self._path.open("a")
 
     def write(
         self, step: int, figures: Mapping[str, float], *, timing: Mapping[str, float] | None = None
     ) -> None:
         """Keep the figures of one step; `timing`, which differs from run to run, not in the file."""
+        if self._file is None:
+            self._file = self._begun(step)
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
         self._file.flush()
         shown = {**figures, **(timing or {})}
@@ -72,7 +73,8 @@ class MetricWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
         if self._events:
             self._events.close()
         if self._sink:

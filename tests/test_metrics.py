@@ -9,8 +9,8 @@ from aya_jax.metrics import HISTORY, MetricWriter, read_history, read_rows
 ROWS = [{"step": step, "loss": 1.0 / step, "rate": 0.1 * step} for step in range(1, 8)]
 
 
-def write(directory, steps, *, resume_step=0, **settings):
-    with MetricWriter(directory, resume_step=resume_step, **settings) as metrics:
+def write(directory, steps, **settings):
+    with MetricWriter(directory, **settings) as metrics:
         for row in ROWS:
             if row["step"] in steps:
                 metrics.write(row["step"], {k: v for k, v in row.items() if k != "step"})
@@ -33,7 +33,7 @@ def test_what_was_written_is_read(tmp_path, unbroken):
 @pytest.mark.parametrize("resume_step", [0, 2, 4, 5])
 def test_rows_after_the_checkpoint_are_dropped(tmp_path, unbroken, resume_step):
     write(tmp_path, range(1, 6))
-    write(tmp_path, range(resume_step + 1, 8), resume_step=resume_step)
+    write(tmp_path, range(resume_step + 1, 8))
     assert (tmp_path / HISTORY).read_bytes() == unbroken
     assert {path.name for path in tmp_path.iterdir()} == {HISTORY, "unbroken"}
 
@@ -46,7 +46,7 @@ def test_every_place_where_the_last_line_may_be_cut(tmp_path, unbroken):
         (tmp_path / HISTORY).write_bytes(whole[:end])
         # A line that only lacks its end is whole; no other one is half read.
         assert read_rows(tmp_path / HISTORY) == ROWS[: 3 if end == len(whole) - 1 else 2]
-        write(tmp_path, range(3, 8), resume_step=2)
+        write(tmp_path, range(3, 8))
         assert (tmp_path / HISTORY).read_bytes() == unbroken
 
 

@@ -1,8 +1,8 @@
 """What all training jobs share: training, its curves, and the model directory that comes of it."""
 
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from aya_jax.checkpoints.adapters import save_adapters
 from aya_jax.checkpoints.model_directory import describe_params, fill_model
 from aya_jax.checkpoints.train_store import TrainStore
 from aya_jax.data.files import fingerprint
-from aya_jax.data.records import Record
+from aya_jax.data.records import Record, languages_of
 from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.merging.stored import merge_stored
 from aya_jax.metrics import HISTORY, MetricWriter, read_rows
@@ -21,11 +21,15 @@ from aya_jax.model import Model
 from aya_jax.models.decoder import Params
 from aya_jax.models.lora import LoRA, average, merge
 from aya_jax.recipe.job_settings import merge_checkpoints
-from aya_jax.training.incidents import Describe, Incidents
 from aya_jax.recipe.rows import ROWS
+from aya_jax.sharding.processes import by_lead, is_lead
+from aya_jax.training.incidents import Describe, Incidents
 from aya_jax.training.loop import train
 from aya_jax.training.objectives import Objective
 from aya_jax.training.optimizer import optimizer
+from aya_jax.training.sinks import metric_sinks
+from aya_jax.training.telemetry import telemetry
+from aya_jax.training.work import RowWork, row_work
 
 Update = Callable[[int, int, Mapping[str, float]], None]
 SHOWN = ("loss", "rewards/accuracies", "rewards/margins")
@@ -72,38 +76,42 @@ def fit(
     """
     last = merge_checkpoints()
     work.directory.mkdir(parents=True, exist_ok=True)
-    store = TrainStore(work.directory / "checkpoints", keep=max(2, last))
-    # `lineage.json` comes last: an attempt that was killed after it has left the model whole, and of
-    # its checkpoints perhaps a part.
-    if not (work.directory / "lineage.json").exists():
-        incidents = Incidents(work.directory / "incidents", describe=_texts(tokenizer, data))
-        _train(objective, start, arrays, store=store, incidents=incidents, work=work, lora=lora)
-        averaged = store.steps()[-last:]
-        lineage = {
-            "stage": work.stage,
-            "kind": "train",
-            "method": method,
-            "parents": [_as_parent(parent)] if parent is not None else [],
-            "data": [fingerprint(list(data))],
-            "examples": len(data),
-            "checkpoints": averaged,
-        }
-        tokenizer.save(work.directory)
-        config = objective.config.to_hf(reward=objective.reward_head)
-        if lora is None:
-            parts = [store.open_params(step) for step in averaged]
-            merge_stored(work.directory, "params", parts)
-            describe_params(work.directory, config=config, lineage=lineage)
-        else:
-            lineage["lora"] = asdict(lora)
-            whole, adapters = average(lora, [store.load_params(step) for step in averaged])
-            save_adapters(work.directory / "adapter", objective.config, whole, adapters)
-            params = merge(whole, start, adapters)
-            fill_model(work.directory, config=config, params=params, lineage=lineage)
-    for made_on_the_way in (store.directory, work.directory / ROWS):
-        shutil.rmtree(made_on_the_way, ignore_errors=True)
-    # From the file, which also has what a killed attempt wrote.
-    figures = read_rows(work.directory / HISTORY)[-1]
+    with closing(TrainStore(work.directory / "checkpoints", keep=max(2, last))) as store:
+        # `lineage.json` comes last: an attempt that was killed after it has left the model whole, and
+        # of its checkpoints perhaps a part.
+        if not by_lead((work.directory / "lineage.json").exists):
+            _train(objective, start, arrays, data, tokenizer, store=store, work=work, lora=lora)
+            averaged = store.steps()[-last:]
+            lineage = {
+                "stage": work.stage,
+                "kind": "train",
+                "method": method,
+                "parents": [_as_parent(parent)] if parent is not None else [],
+                "data": [fingerprint(list(data))],
+                "examples": len(data),
+                "checkpoints": averaged,
+            }
+            by_lead(lambda: tokenizer.save(work.directory))
+            config = objective.config.to_hf(reward=objective.reward_head)
+            if lora is None:
+                parts = [store.open_params(step) for step in averaged]
+                merge_stored(work.directory, "params", parts)
+                describe_params(work.directory, config=config, lineage=lineage)
+            else:
+                lineage["lora"] = asdict(lora)
+                whole, adapters = average(lora, [store.load_params(step) for step in averaged])
+                folder = work.directory / "adapter"
+                by_lead(lambda: save_adapters(folder, objective.config, whole, adapters))
+                params = merge(whole, start, adapters)
+                fill_model(work.directory, config=config, params=params, lineage=lineage)
+
+    def last_figures() -> dict[str, float]:
+        for made_on_the_way in (store.directory, work.directory / ROWS):
+            shutil.rmtree(made_on_the_way, ignore_errors=True)
+        # From the file, which also has what a killed attempt wrote.
+        return read_rows(work.directory / HISTORY)[-1]
+
+    figures = by_lead(last_figures)
     shown = {name: figures[name] for name in SHOWN if name in figures}
     return {"steps": int(figures["step"]), **shown}
 
@@ -112,27 +120,38 @@ def _train(
     objective: Objective,
     start: Params,
     arrays: Mapping[str, np.ndarray],
+    data: Sequence[Record] | Sequence[str],
+    tokenizer: Tokenizer,
     *,
     store: TrainStore,
-    incidents: Incidents,
     work: Work,
     lora: LoRA | None,
 ) -> None:
     """Train from the newest checkpoint in `store`, and write the curves."""
-    lengths_of_row = [a.shape[1] for name, a in arrays.items() if name.endswith("tokens")]
-    done = store.latest_step() or 0
-    clock = (done, time.monotonic())
-    with MetricWriter(work.directory, resume_step=done, events=work.events) as metrics:
+    incidents = Incidents(work.directory / "incidents", describe=_texts(tokenizer, data))
+    row = RowWork(*by_lead(lambda: row_work(objective, arrays, frozen=lora is not None)))
+    # The events of a run are in RUN/metrics/STAGE.
+    sink = metric_sinks(
+        name=work.stage,
+        group=work.events.parent.parent.name if work.events else "",
+        directory=work.directory,
+        resumed=store.latest_step() is not None,
+    )
+    curves = MetricWriter(work.directory, events=work.events, sink=sink) if is_lead() else None
+    with (
+        telemetry(row, directory=work.directory, events=work.events) as watch,
+        curves or nullcontext(),
+    ):
 
         def observe(step: int, values: Mapping[str, float]) -> None:
-            nonlocal clock
             kept = {name: v for name, v in values.items() if name not in ("total", "batch_size")}
-            rows, now = (step - clock[0]) * values["batch_size"], time.monotonic()
-            speed = rows * sum(lengths_of_row) / max(now - clock[1], 1e-9)
-            clock = (step, now)
-            metrics.write(step, kept, timing={"tokens_per_second": speed})
+            timing = watch.figures(int(values["batch_size"]))
+            if curves:
+                curves.write(step, kept, timing=timing)
             shown = {name: kept[name] for name in SHOWN if name in kept}
-            work.update(step, int(values["total"]), {**shown, "tokens/s": speed})
+            if "tokens_per_second" in timing:
+                shown["tokens/s"] = timing["tokens_per_second"]
+            work.update(step, int(values["total"]), shown)
 
         train(
             objective,
@@ -141,8 +160,10 @@ def _train(
             store=store,
             incidents=incidents,
             observe=observe,
+            telemetry=watch,
             lora=lora,
             optimizer=optimizer(),
+            languages=() if data and isinstance(data[0], str) else languages_of(data),
         )
 
 
