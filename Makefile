@@ -1,5 +1,6 @@
 # make run: set up and run the whole recipe on the built-in atlas. make test: set up and test.
-# make tpu-compile: compile every kernel for TPUs, with none at hand. make bench: train steps against TRL's.
+# make tpu-compile: compile every kernel, and the plan of the 8B recipe, for TPUs, with none at hand.
+# make bench: train steps against TRL's.
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= test
@@ -22,7 +23,7 @@ test: setup lint
 tpu-compile:
 	$(MAKE) setup VENV=$(VENV)-tpu EXTRAS=test,tpu
 	$(VENV)-tpu/bin/python -c 'import libtpu'
-	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(VENV)-tpu/bin/python -m pytest -n 2 -m tpu_compile tests/kernels
+	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(VENV)-tpu/bin/python -m pytest -n 2 -m tpu_compile tests/kernels tests/planning
 
 # TRL and torch are in an environment of their own, and read nothing of ours.
 bench: setup $(VENV)-trl/.installed

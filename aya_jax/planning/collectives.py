@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jax.sharding import Mesh
 
-from aya_jax.planning.hlo import Instruction, Module, array_bytes
+from aya_jax.planning.hlo import Instruction, Module, array_bytes, parts_of
 
 KINDS = (
     "all-gather",
@@ -87,13 +87,13 @@ def find_collectives(module: Module, mesh: Mesh, *, unknown: int = 1) -> list[Co
 
 
 def _array(instruction: Instruction, kind: str, devices: int) -> int:
-    """Return the bytes of the whole array, from the shape of the result."""
-    sizes = array_bytes(instruction.shape)
-    started = instruction.opcode.endswith("-start")
-    if started and kind in ("all-gather", "collective-permute", "collective-broadcast"):
-        # Begun in the background, the result holds the argument too, and for a permutation two signals.
-        sizes = [max(sizes)] if kind == "all-gather" else sizes[:1]
-    return sum(sizes) * (devices if kind == "reduce-scatter" else 1)
+    """Return the bytes of the whole arrays, from the shape of the result."""
+    shape = instruction.shape
+    if instruction.opcode.endswith("-start") and kind != "all-reduce":
+        # Begun in the background, the result holds the arguments too, then the result, then signals.
+        arguments, results, *_ = parts_of(shape)
+        return sum(array_bytes(results if kind == "all-gather" else arguments))
+    return sum(array_bytes(shape)) * (devices if kind == "reduce-scatter" else 1)
 
 
 def _share(kind: str, devices: int) -> float:

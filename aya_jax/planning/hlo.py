@@ -22,6 +22,21 @@ def array_bytes(shape: str) -> list[int]:
     return sizes
 
 
+def parts_of(shape: str) -> list[str]:
+    """Return the parts of a tuple's shape, each of which may be a tuple; of an array, itself."""
+    inside = shape.strip()
+    if not inside.startswith("("):
+        return [inside]
+    parts, depth = [""], 0
+    for letter in inside[1:-1]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
 @dataclass(frozen=True)
 class Instruction:
     """One line of a computation: its name, its shape, what it does, and the rest of the line."""

@@ -136,6 +136,24 @@ ENTRY %main (p: f32[8]) -> f32[8] {
     assert found.sent_bytes == found.bytes == 32
 
 
+def test_a_program_of_a_gpu():
+    """XLA for GPUs begins exchanges in the background, and several arrays at once."""
+    text = """
+ENTRY %main (p: f32[8], q: bf16[4,8]) -> f32[2] {
+  %p = f32[8]{0} parameter(0)
+  %q = bf16[4,8]{1,0} parameter(1)
+  %rs = ((f32[8]{0}, bf16[4,8]{1,0}), (f32[2]{0}, bf16[1,8]{1,0})) reduce-scatter-start(%p, %q), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%add
+  %rd = (f32[2]{0}, bf16[1,8]{1,0}) reduce-scatter-done(%rs)
+  %ag = (f32[2]{0}, f32[8]{0}) all-gather-start(%g), channel_id=2, replica_groups=[1,4]<=[4], dimensions={0}
+  %ad = f32[8]{0} all-gather-done(%ag)
+  %ar = (f32[8]{0}, f32[8]{0}) all-reduce-start(%ad, %ad), channel_id=3, replica_groups=[1,4]<=[4], to_apply=%add
+  ROOT %done = (f32[8]{0}, f32[8]{0}) all-reduce-done(%ar)
+}
+"""
+    found = {c.kind: c.bytes for c in find_collectives(Module.parse(text), mesh_of(2, 2))}
+    assert found == {"reduce-scatter": 32 + 64, "all-gather": 32, "all-reduce": 64}
+
+
 def test_unknown_groups_are_an_error_and_not_a_wrong_number():
     with pytest.raises(ValueError, match="not known"):
         device_groups(line("replica_groups=something new"), 4)
