@@ -25,13 +25,16 @@ tpu-compile:
 	$(VENV)-tpu/bin/python -c 'import libtpu'
 	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(VENV)-tpu/bin/python -m pytest -n 2 -m tpu_compile tests/kernels tests/planning
 
-# TRL and torch are in an environment of their own, and read nothing of ours.
+# TRL and torch are in an environment of their own, and read nothing of ours. torch for processors alone is
+# the smaller; where its index cannot be reached, what the usual one has will do.
+TORCH = https://download.pytorch.org/whl/cpu
 bench: setup $(VENV)-trl/.installed
 	$(BIN)/python tests/benchmarks/compare.py --trl_python $(VENV)-trl/bin/python --page docs/benchmarks.md
 	$(BIN)/python tests/benchmarks/mfu.py --page docs/benchmarks.md
 
 $(VENV)-trl/.installed: tests/benchmarks/requirements.txt
 	$(PYTHON) -m venv $(VENV)-trl
+	-$(VENV)-trl/bin/python -m pip install -q --retries 1 --no-deps --index-url $(TORCH) $(shell grep ^torch== tests/benchmarks/requirements.txt)
 	$(VENV)-trl/bin/python -m pip install -q -r $<
 	@touch $@
 
