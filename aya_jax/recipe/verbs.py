@@ -30,6 +30,8 @@ from aya_jax.recipe.fit import Work
 from aya_jax.recipe.run_directory import MARK, open_work
 from aya_jax.recipe.settings import effective_settings, parse_gin
 from aya_jax.recipe.stages import code_version
+from aya_jax.sharding.place import gin_place
+from aya_jax.sharding.processes import by_lead, from_lead, is_lead, several
 from aya_jax.training.loop import train
 from aya_jax.training.optimizer import optimizer
 
@@ -60,15 +62,14 @@ def train_verb(verb: str, model: str, data: str, out: str, reference: str | None
     from.
     """
     place = Path(out).absolute()
-    if place.exists():
-        raise AyaError(f"{out}: exists already; remove it or give another --out")
+    by_lead(lambda: _require_free(place))
     required = ("prompt", "completion") if verb == "sft" else PREFERENCE
     records = read_records(data, required=required)
     if verb != "sft":
         for path in filter(None, (model, reference)):
             require_decoder(load_model_config(path), f"aya {verb}: {path}")
     start = jobs.load_start(model, reward=None if verb == "reward" else False)
-    other = load(reference, reward=False) if reference else None
+    other = load(reference, reward=False, place=gin_place()) if reference else None
     made_of = {
         "verb": verb,
         "models": [each.lineage.get("params_fingerprint") for each in (start, other) if each],
@@ -77,9 +78,7 @@ def train_verb(verb: str, model: str, data: str, out: str, reference: str | None
         "code": code_version(),
     }
     work = place.with_name(f"{place.name}.partial")
-    with told_plainly(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-    open_work(work, fingerprint(made_of))
+    open_work(work, from_lead(fingerprint(made_of)))
     line = Terminal().stage(verb, 1, 1)
     job_work = Work(work, verb, line.update)
     outcome = "stopped"
@@ -90,16 +89,29 @@ def train_verb(verb: str, model: str, data: str, out: str, reference: str | None
             else:
                 job = jobs.sft if verb == "sft" else jobs.reward
                 figures = job(start, records, work=job_work)
-            commit_directory(work, place)
-            (place / MARK).unlink()
+            by_lead(lambda: _commit(work, place))
         outcome = "  ".join(f"{k} {v:.4g}" for k, v in figures.items()) + f"  {out}"
     except AyaError:
         # Without a checkpoint or a whole model there is nothing to go on from.
-        if not any((*work.glob("checkpoints/step_*"), *work.glob("lineage.json"))):
+        if is_lead() and not any((*work.glob("checkpoints/step_*"), *work.glob("lineage.json"))):
             shutil.rmtree(work, ignore_errors=True)
         raise
     finally:
         line.close(outcome)
+
+
+def _require_free(out: str | Path) -> None:
+    """Raise `AyaError` unless there is nothing at `out` yet, and a folder can be made there."""
+    place = Path(out).absolute()
+    if place.exists():
+        raise AyaError(f"{out}: exists already; remove it or give another --out")
+    with told_plainly(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _commit(work: Path, place: Path) -> None:
+    commit_directory(work, place)
+    (place / MARK).unlink()
 
 
 def generate_verb(model: str, *, data: str | None, prompt: str | None, out: str | None) -> None:
@@ -115,7 +127,7 @@ def generate_verb(model: str, *, data: str | None, prompt: str | None, out: str 
     Raises:
       AyaError: neither a prompt nor both files are given, or one of them cannot be used.
     """
-    loaded = load(model, reward=False)
+    loaded = load(model, reward=False, place=gin_place())
     if prompt is not None:
         turns = [[{"role": "user", "content": prompt}]]
         print(sample(loaded, turns)[0][0])
@@ -128,7 +140,7 @@ def generate_verb(model: str, *, data: str | None, prompt: str | None, out: str 
         {**record, "completion": each[0]} if len(each) == 1 else {**record, "completions": each}
         for record, each in zip(records, texts, strict=True)
     ]
-    write_records(out, rows)
+    by_lead(lambda: str(write_records(out, rows)))
 
 
 def arbitrate_verb(data: str, teachers: Sequence[str], reward: str, out: str) -> None:
@@ -140,13 +152,18 @@ def arbitrate_verb(data: str, teachers: Sequence[str], reward: str, out: str) ->
       AyaError: a prompt got no answer, `out` exists, or a file or model cannot be used.
     """
     records = read_records(data)
-    arbiter = load(reward, reward=True)
-    with atomic_directory(out) as folder:
-        scored = answer_and_score(records, open_pool(list(teachers)), arbiter)
-        routed = route(scored)
-        write_records(folder / "candidates.jsonl", scored)
-        write_records(folder / "sft.jsonl", routed)
-        write_records(folder / "pairs.jsonl", best_against_worst(scored))
+    by_lead(lambda: _require_free(out))
+    arbiter = load(reward, reward=True, place=gin_place())
+    scored = answer_and_score(records, open_pool(list(teachers)), arbiter)
+    routed = route(scored)
+
+    def write() -> None:
+        with atomic_directory(out) as folder:
+            write_records(folder / "candidates.jsonl", scored)
+            write_records(folder / "sft.jsonl", routed)
+            write_records(folder / "pairs.jsonl", best_against_worst(scored))
+
+    by_lead(write)
     for code, counts in routing_counts(routed).items():
         print(f"{code}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
 
@@ -160,14 +177,14 @@ def evaluate_verb(model: str, data: str, judge: str, opponent: str | None, out: 
       AyaError: a file or model cannot be used.
     """
     records = read_records(data)
-    judges = {"unused_reward": load(judge, reward=True)}
+    judges = {"unused_reward": load(judge, reward=True, place=gin_place())}
 
     def marked(path: str) -> list[dict]:
-        loaded = load(path, reward=False)
+        loaded = load(path, reward=False, place=gin_place())
         return mark(records, answer(loaded, records), judges)
 
     figures = summary(marked(model), marked(opponent) if opponent else None)
-    atomic_write(out, json.dumps(figures, indent=1, sort_keys=True) + "\n")
+    by_lead(lambda: atomic_write(out, json.dumps(figures, indent=1, sort_keys=True) + "\n"))
     rows = [
         (name, *(f"{figure['overall'][key]:.3f}" for key in ("value", "low", "high")))
         for name, figure in figures.items()
@@ -181,6 +198,7 @@ def convert_verb(direction: str, source: str, out: str, dtype: str | None) -> No
     Raises:
       AyaError: `source` cannot be used, or `out` exists or cannot be written.
     """
+    _require_one("convert")
     convert = {"hf-to-aya": hf_to_aya, "aya-to-hf": aya_to_hf}[direction]
     line = Terminal().stage("convert", 1, 1)
     outcome = "stopped"
@@ -191,16 +209,23 @@ def convert_verb(direction: str, source: str, out: str, dtype: str | None) -> No
         line.close(outcome)
 
 
+def _require_one(verb: str) -> None:
+    """Raise `AyaError` where several processes are to do what one does."""
+    if several():
+        raise AyaError(f"aya {verb} works in one process; start it without AYA_PROCESSES")
+
+
 def report_verb(run_dir: str) -> None:
     """`aya report`: write the report of a finished run again."""
     from aya_jax.recipe.summary import write_summary
 
-    print(write_summary(Path(run_dir)))
+    print(by_lead(lambda: str(write_summary(Path(run_dir)))))
 
 
 def chat_verb(model: str, lines: TextIO, out: TextIO) -> None:
     """`aya chat`: a conversation, one line a turn, until the end of the input."""
-    loaded = load(model, reward=False)
+    _require_one("chat")
+    loaded = load(model, reward=False, place=gin_place())
     turns: list[dict[str, str]] = []
     while True:
         out.write("> ")
