@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from aya_jax.errors import AyaError
-from aya_jax.sharding.mesh import batch_sharding, mesh_axes
+from aya_jax.sharding.mesh import axes_of, batch_sharding, mesh_axes
 from aya_jax.sharding.place import current_place
 
 
@@ -39,7 +39,8 @@ def over_experts(
     kept = tuple(rule for rule in rules if rule[0] != "embed")
     specs = [mesh_axes(PartitionSpec(*names), kept) for names in axes]
     rows = batch_sharding(mesh, rules).spec
-    batch, experts, mlp = (place.axes(name) for name in ("batch", "experts", "mlp"))
+    # With those of one device: what is checked inside is told by the axes of the specs.
+    batch, experts, mlp = (axes_of(dict(rules)[name]) for name in ("batch", "experts", "mlp"))
     used = tuple(sorted({*experts, *mlp}))
     shared = set(used) & set(batch)
     if shared:

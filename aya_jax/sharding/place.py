@@ -25,8 +25,9 @@ class Place(NamedTuple):
     rules: Rules
 
     def axes(self, name: str) -> tuple[str, ...]:
-        """Return the mesh axes that a logical axis is split over: none, one or several."""
-        return axes_of(dict(self.rules)[name])
+        """Return the mesh axes of more than one device that a logical axis is split over, if any."""
+        axes = axes_of(dict(self.rules)[name])
+        return tuple(axis for axis in axes if self.mesh.shape[axis] > 1)
 
     def sharding(self, names: tuple[str | None, ...]) -> NamedSharding:
         """Return the sharding of an array with these logical axes."""
