@@ -28,8 +28,8 @@ CHECKSUMS = "checksums.json"
 RESERVE = 1 << 20
 # Leaves above this size are cut into chunks below it, and those of a stack at least at each layer.
 CHUNK = 64 << 20
-# Bytes on their way to the disk at a time beyond the copy of the arrays, unless one shard is larger.
-IN_FLIGHT = 1_000_000_000
+# GB of a tree on their way to the disk at a time beyond the copy of its arrays: above its largest shard.
+IN_FLIGHT = 1
 
 # Orbax tells every save, restore and failure through absl; a failure is raised as well.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -67,7 +67,7 @@ class TreeWriter:
 
     Making one copies the arrays off the devices, each process its own shards; who made it may then
     change them, and has `finish` still to call, in any thread. Host memory holds one copy of the
-    shards meanwhile, and about `IN_FLIGHT` bytes more. A tree is whole when its checksums are there.
+    shards meanwhile, and for each tree about `IN_FLIGHT` GB more. A tree is whole when its checksums are there.
     """
 
     def __init__(self, directory: Path, trees: Mapping[str, Any]) -> None:
@@ -102,7 +102,7 @@ class TreeWriter:
 
     def _copy(self, name: str, tree: Any) -> None:
         largest = max((_shard_bytes(leaf) for leaf in jax.tree.leaves(tree)), default=0)
-        limit = max(IN_FLIGHT, largest) // 10**9 + 1
+        limit = IN_FLIGHT + largest // 10**9
         handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit)
         place = epath.Path((self.directory / name).absolute())
         args = ocp.args.PyTreeSave(tree, save_args=jax.tree.map(_cut, tree))
