@@ -168,18 +168,30 @@ def _train(
 
 
 def _texts(tokenizer: Tokenizer, data: Sequence[Record] | Sequence[str]) -> Describe:
-    """Return what tells the texts of a batch, with their records' ids where a row is a pair."""
+    """Return what tells the texts of a batch, with the ids of the records that they may be of."""
 
     def describe(numbers: np.ndarray, batch: Mapping[str, np.ndarray]) -> Iterator[Record]:
+        # A packed row does not tell whose answers it has; records with the same one are all named.
+        by_answer: dict[str, list[Any]] = {}
+        for record in data:
+            if isinstance(record, dict) and "completion" in record:
+                by_answer.setdefault(record["completion"], []).append(record.get("id"))
         for name in sorted(name for name in batch if name.endswith("tokens")):
-            segments = batch[f"{name.removesuffix('tokens')}segment_ids"]
-            for number, ids, owner in zip(numbers, batch[name], segments, strict=True):
-                for document in range(1, owner.max() + 1):
-                    text = tokenizer.decode(ids[owner == document])
-                    row = {"row": int(number), "array": name, "text": text}
-                    # A row of packed text has parts of many records, in the order of their lengths.
-                    if name.startswith(("chosen", "rejected")):
-                        row["id"] = data[number].get("id")
+            prefix = name.removesuffix("tokens")
+            segments, mask = batch[f"{prefix}segment_ids"], batch.get(f"{prefix}mask")
+            for i, number in enumerate(map(int, numbers)):
+                for document in range(1, segments[i].max() + 1):
+                    place = segments[i] == document
+                    row = {
+                        "row": number,
+                        "array": name,
+                        "text": tokenizer.decode(batch[name][i][place]),
+                    }
+                    if prefix in ("chosen_", "rejected_"):
+                        row["ids"] = [data[number].get("id")]  # type: ignore[union-attr]
+                    elif by_answer and mask is not None:
+                        answer = tokenizer.decode(batch[name][i][place & mask[i]])
+                        row["ids"] = by_answer.get(answer, [])
                     yield row
 
     return describe
