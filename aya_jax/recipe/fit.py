@@ -21,6 +21,7 @@ from aya_jax.model import Model
 from aya_jax.models.decoder import Params
 from aya_jax.models.lora import LoRA, average, merge
 from aya_jax.recipe.job_settings import merge_checkpoints
+from aya_jax.recipe.reference import REFERENCE
 from aya_jax.recipe.rows import ROWS
 from aya_jax.sharding.processes import by_lead, is_lead
 from aya_jax.training.incidents import Describe, Incidents
@@ -106,7 +107,11 @@ def fit(
                 fill_model(work.directory, config=config, params=params, lineage=lineage)
 
     def last_figures() -> dict[str, float]:
-        for made_on_the_way in (store.directory, work.directory / ROWS):
+        for made_on_the_way in (
+            store.directory,
+            work.directory / ROWS,
+            work.directory / REFERENCE,
+        ):
             shutil.rmtree(made_on_the_way, ignore_errors=True)
         # From the file, which also has what a killed attempt wrote.
         return read_rows(work.directory / HISTORY)[-1]

@@ -3,7 +3,7 @@
 The memory of a model that a job starts from is given back: it cannot be used afterwards.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from aya_jax.arbitrage.arbiter import score
-from aya_jax.data.examples import Rows, packed, padded_pairs, text_examples, tokenize_all
+from aya_jax.data.examples import packed, padded_pairs, text_examples, tokenize_all
 from aya_jax.data.files import fingerprint
 from aya_jax.data.mixture import mixture
 from aya_jax.data.records import Record
@@ -35,7 +35,7 @@ from aya_jax.recipe.job_settings import (
     new_model,
     reward_objective,
 )
-from aya_jax.recipe.reference import sequence_logprobs
+from aya_jax.recipe.reference import reference_logprobs
 from aya_jax.recipe.rows import kept_rows
 from aya_jax.sharding.place import gin_place
 from aya_jax.sharding.programs import free
@@ -56,17 +56,12 @@ def load_start(path: str | Path, *, reward: bool | None = None) -> Model:
     return load(path, reward=reward, on_host=on_host, place=gin_place())
 
 
-def _rows(
-    work: Work,
-    data: Sequence[Record] | Sequence[str],
-    tokenizer: Tokenizer,
-    make: Callable[[], Iterable[Mapping[str, np.ndarray]]],
-    **settings: Any,
-) -> dict[str, np.ndarray]:
-    """Return what `make` makes of the data with the settings, kept where the training works."""
+def _made_of(
+    data: Sequence[Record] | Sequence[str], tokenizer: Tokenizer, **settings: Any
+) -> dict[str, Any]:
+    """Return what the rows of a training follow from."""
     files = {name: fingerprint(content.hex()) for name, content in tokenizer.files.items()}
-    key = {"data": fingerprint(list(data)), "tokenizer": files, **settings}
-    return kept_rows(work.directory, key, make)
+    return {"data": fingerprint(list(data)), "tokenizer": files, **settings}
 
 
 def pretrain(
@@ -101,7 +96,7 @@ def pretrain(
         examples = text_examples(lines, tokenizer, length=length)
         return (rows._asdict() for rows in packed(examples, length=length))
 
-    arrays = _rows(work, lines, tokenizer, make, length=length)
+    arrays = kept_rows(work.directory, _made_of(lines, tokenizer, length=length), make)
     # Each device makes its own part.
     fresh = jax.jit(
         partial(init_params, config), out_shardings=param_shardings(config, gin_place())
@@ -151,7 +146,7 @@ def sft(
             return packed_seq2seq(examples, length=limit, start_id=start_id)
         return (rows._asdict() for rows in packed(examples, length=limit))
 
-    arrays = _rows(work, records, tokenizer, make, length=limit)
+    arrays = kept_rows(work.directory, _made_of(records, tokenizer, length=limit), make)
     figures = fit(
         SFT(config, **activations()),
         model.params,
@@ -166,7 +161,10 @@ def sft(
     return {"examples": len(records), **figures}
 
 
-def _pairs(model: Model, pairs: Sequence[Record], work: Work) -> dict[str, np.ndarray]:
+def _pairs(
+    model: Model, pairs: Sequence[Record], work: Work
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the rows of pairs, and what they follow from."""
     limit, multiple = lengths()
     limit = min(limit, model.config.max_position_embeddings)
     if not pairs:
@@ -179,7 +177,8 @@ def _pairs(model: Model, pairs: Sequence[Record], work: Work) -> dict[str, np.nd
         )
         return padded_pairs(*sides, multiple=multiple, max_length=limit)
 
-    return _rows(work, pairs, model.tokenizer, make, max_length=limit, multiple=multiple)
+    made_of = _made_of(pairs, model.tokenizer, max_length=limit, multiple=multiple)
+    return kept_rows(work.directory, made_of, make), made_of
 
 
 def dpo(
@@ -208,17 +207,14 @@ def dpo(
         `training.loop.train` for more.
     """
     config = require_decoder(model.config, "DPO")
-    pairs = mixture(pairs)
-    arrays = _pairs(model, pairs, work)
+    pairs, objective = mixture(pairs), dpo_objective(config)
+    arrays, made_of = _pairs(model, pairs, work)
     reference = reference or model
-    for field in ("chosen", "rejected"):
-        parts = {n: arrays[f"{field}_{n}"] for n in Rows._fields if n != "languages"}
-        rows = Rows(**parts, languages=arrays["languages"])
-        arrays[f"reference_{field}"] = sequence_logprobs(reference, rows)
+    arrays |= reference_logprobs(reference, arrays, work.directory, made_of, dtype=objective.dtype)
     if reference is not model:
         free(reference.params)
     figures = fit(
-        dpo_objective(config),
+        objective,
         model.params,
         arrays,
         method="dpo",
@@ -261,7 +257,7 @@ def reward(
     figures = fit(
         reward_objective(config),
         start,
-        _pairs(model, pairs, work),
+        _pairs(model, pairs, work)[0],
         method="reward",
         data=pairs,
         parent=model,
