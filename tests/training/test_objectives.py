@@ -49,7 +49,9 @@ def completion_logprobs(config):
 
 
 def means(total):
-    return {name: float(s) / float(n) for name, (s, n) in total.metrics.items()}
+    """The mean of every metric that is one number."""
+    metrics = {name: pair for name, pair in total.metrics.items() if pair[0].ndim == 0}
+    return {name: float(s) / float(n) for name, (s, n) in metrics.items()}
 
 
 def pairs_of(arrays):
