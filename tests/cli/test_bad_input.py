@@ -1,5 +1,6 @@
 """A user's mistake, or a machine's: one line on stderr that says what to do, and nothing is lost."""
 
+import gc
 import json
 import os
 import subprocess
@@ -289,6 +290,8 @@ def disk(place, options):
     try:
         yield
     finally:
+        # The frames of an error may still hold files that were mapped into memory.
+        gc.collect()
         subprocess.run(["umount", str(place)], check=True)
 
 
