@@ -33,20 +33,18 @@ def blocks(shape: Sequence[int], chunk: Sequence[int], itemsize: int) -> Iterato
         yield ()
         return
     room = BLOCK // (itemsize * max(1, prod(shape[1:])))
-    if room < 1 and shape[0] > 1:
-        rest = list(blocks(shape[1:], chunk[1:], itemsize))
-        for i in range(shape[0]):
-            for part in rest:
-                yield (slice(i, i + 1), *part)
-        return
     if room < 1:
-        for part in blocks(shape[1:], chunk[1:], itemsize):
-            yield (slice(0, shape[0]), *part)
+        inner = list(blocks(shape[1:], chunk[1:], itemsize))
+        for i in range(shape[0]):
+            for part in inner:
+                yield (slice(i, i + 1), *part)
         return
     rows = room - room % chunk[0] if room >= chunk[0] else room
     for first in range(0, shape[0], rows):
-        part = slice(first, min(first + rows, shape[0]))
-        yield (part, *(slice(0, size) for size in shape[1:]))
+        yield (
+            slice(first, min(first + rows, shape[0])),
+            *(slice(0, size) for size in shape[1:]),
+        )
 
 
 def shared_out(sizes: Mapping[Any, int]) -> list[list[Any]]:
@@ -88,7 +86,8 @@ def _nbytes(leaf: ts.TensorStore) -> int:
 def _checksum(leaf: ts.TensorStore) -> str:
     dtype = leaf.dtype.numpy_dtype
     checksum = leaf_checksum(dtype, tuple(leaf.shape))
-    for part in blocks(leaf.shape, leaf.chunk_layout.read_chunk.shape, dtype.itemsize):
+    chunk: Any = leaf.chunk_layout.read_chunk.shape
+    for part in blocks(leaf.shape, chunk, dtype.itemsize):
         block = np.ascontiguousarray(leaf[part].read().result())
         checksum.update(block.reshape(-1).view(np.uint8))
     return checksum.hexdigest()
@@ -115,7 +114,7 @@ def on_devices(leaf: ts.TensorStore, dtype: Any = None, sharding: Any = None) ->
     if box is not None:
         near = read(box)
 
-    def part(index: Index) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         place = tuple(each.indices(size)[:2] for each, size in zip(index, shape, strict=True))
         if place not in parts:
             if box is None:

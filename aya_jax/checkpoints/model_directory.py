@@ -187,13 +187,15 @@ def load_params(
         params = jax.tree.map(lambda leaf: asarray(leaf, dtype), tree)
         return params if kept is None else {**params, "score": asarray(kept)}
     leaves = open_params(path)
-    stored, wanted = jax.tree.structure(nested(leaves)), jax.tree.structure(shardings)
-    if stored != wanted:
-        raise AyaError(f"{path / 'params'}: holds other parameters than config.json asks for")
     flat = {
         tuple(key.key for key in keys): s
         for keys, s in jax.tree_util.tree_leaves_with_path(shardings)
     }
+    for leaf in sorted(leaves.keys() ^ flat.keys()):
+        fault = "is missing" if leaf in flat else "has no place in the model"
+        raise AyaError(
+            f"{path}: parameter '{'/'.join(leaf)}' {fault}; config.json and params/ do not belong together"
+        )
     return nested(
         {
             leaf: on_devices(store, None if leaf == ("score",) else dtype, flat[leaf])

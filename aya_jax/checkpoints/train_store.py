@@ -22,7 +22,7 @@ from aya_jax.checkpoints.store import (
 )
 from aya_jax.data.files import commit_directory, told_plainly
 from aya_jax.errors import AyaError
-from aya_jax.sharding.processes import from_lead, is_lead, together
+from aya_jax.sharding.processes import by_lead, from_lead, is_lead, together
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +85,7 @@ class TrainStore:
         """
         self.wait()
         trees = {"params": state.params, "rest": _named(state._replace(params=None))}
-        partial = Path(
-            together("checkpoint", lambda: str(self._begin(step)) if is_lead() else None)[0]
-        )
+        partial = Path(by_lead(lambda: str(self._begin(step))))
         self._saving = self._thread.submit(self._finish, step, TreeWriter(partial, trees))
 
     def wait(self) -> None:

@@ -131,3 +131,17 @@ def test_a_model_is_replaced_only_if_asked(copy, tiny_config, tiny_params, tmp_p
     save_model(copy, **arguments, replace=True)
     assert params_fingerprint(load_params(copy)) == params_fingerprint(new)
     assert list(tmp_path.iterdir()) == [copy]
+
+
+def test_parameters_are_read_onto_their_shardings_or_the_first_that_differs_is_told(
+    tiny_model, tiny_params
+):
+    where = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), tiny_params)
+    half = load_params(tiny_model, dtype=jnp.bfloat16, shardings=where)
+    whole = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), tiny_params)
+    assert params_fingerprint(half) == params_fingerprint(whole)
+    with pytest.raises(AyaError, match="parameter 'score' is missing; config.json and params/ do"):
+        load_params(tiny_model, shardings={**where, "score": where["embedding"]})
+    where.pop("embedding")
+    with pytest.raises(AyaError, match="parameter 'embedding' has no place in the model"):
+        load_params(tiny_model, shardings=where)
