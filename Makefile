@@ -7,7 +7,7 @@ EXTRAS ?= test
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: run test tpu-compile bench study lint setup clean
+.PHONY: run test tpu-compile bench faults study lint setup clean
 
 run: setup
 	$(BIN)/aya run configs/recipes/tiny.gin --run_dir runs/tiny
@@ -37,6 +37,10 @@ $(VENV)-trl/.installed: tests/benchmarks/requirements.txt
 	-$(VENV)-trl/bin/python -m pip install -q --retries 1 --no-deps --index-url $(TORCH) $(shell grep ^torch== tests/benchmarks/requirements.txt)
 	$(VENV)-trl/bin/python -m pip install -q -r $<
 	@touch $@
+
+# Recorded in docs/reliability.md.
+faults: setup
+	$(BIN)/python tests/faults/inject.py --count 200 --seed 0
 
 lint: setup
 	$(BIN)/ruff check .
