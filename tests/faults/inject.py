@@ -354,6 +354,23 @@ class Fault:
                 raise Broken(f"it does not tell who was lost: {left.told[-3000:]}")
         return self.go_on()
 
+    def one_terminated(self) -> str:
+        """SIGTERM to one process of two"""
+        struck = self.draw.randrange(2)
+        at = self.draw.randint(1, self.bench.unbroken(self.subject).events[struck])
+        ended = self.bench.wait(*self.bench.start(self.subject, self.folder, "term", at, struck))
+        self.count += 1
+        statuses = [process.status for process in ended]
+        self.notes.append(f"SIGTERM to process {struck} at event {at}: statuses {statuses}")
+        if statuses not in ([PREEMPTED, PREEMPTED], [0, 0]):
+            told = "; ".join(process.told[-2000:] for process in ended)
+            raise Broken(f"they do not end together: {told}")
+        told = [line for process in ended for line in process.told.splitlines()]
+        self.notes += told
+        if statuses[0] and sum("SIGTERM" in line for line in told) != 1:
+            raise Broken(f"it is not told once: {told}")
+        return self.go_on()
+
     def recipe_struck(self) -> str:
         """a whole recipe, struck ten times by `kill -9`, SIGTERM or a full disk"""
         while self.count < 10:
@@ -389,6 +406,7 @@ KINDS: dict[Callable[[Fault], str], tuple[tuple[Subject, ...], float]] = {
     Fault.disk_full: ((SFT, DPO, ARBITRATE), 0.1),
     Fault.small_disk: ((SFT, DPO, ARBITRATE), 0.05),
     Fault.lost_process: ((TOGETHER,), 0.05),
+    Fault.one_terminated: ((TOGETHER,), 0.03),
     Fault.recipe_struck: ((RECIPE,), 0.02),
 }
 
