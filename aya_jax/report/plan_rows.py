@@ -76,7 +76,7 @@ def bounds_row(program: Mapping[str, Any], names: Sequence[str]) -> list[str]:
         f">= {program['step_seconds_bound']:.3g}",
         program["bound_by"],
         f"<= {program['tokens_per_second_bound']:,.0f}",
-        f"<= {program['mfu_bound']:.0%}",
+        f"<= {100 * program['mfu_bound']:.3g}%",
         runs,
         "-" if spent is None else f"{spent / 3600:.2f}",
     ]
@@ -103,7 +103,7 @@ def faults(program: Mapping[str, Any], names: Sequence[str]) -> list[str]:
         return []
     if "reason" in program:
         return [f"{label(program, names)}: {program['reason']}"]
-    most = program["hbm_bytes"] * 0.9
+    most = program["peak_bytes"] - program["over_bytes"]
     lines = [
         f"{label(program, names)}: does not fit, by {_gib(program['over_bytes'])} GiB: it needs "
         f"{_gib(program['peak_bytes'])} of the {_gib(most)} GiB that a device should give"
