@@ -150,7 +150,7 @@ def _train(
 
         def observe(step: int, values: Mapping[str, float]) -> None:
             kept = {name: v for name, v in values.items() if name not in ("total", "batch_size")}
-            timing = watch.figures(int(values["batch_size"]))
+            timing = watch.figures(step, rows=int(values["batch_size"]))
             if curves:
                 curves.write(step, kept, timing=timing)
             shown = {name: kept[name] for name in SHOWN if name in kept}

@@ -52,7 +52,7 @@ class Telemetry(AbstractContextManager["Telemetry"]):
         self._trace = Trace(directory, events, steps=trace_steps) if events else None
         self._open = ExitStack()
         self._usual: list[float] = []
-        self._steps: int | None = None
+        self._last: int | None = None
         self._since = self._waited = 0.0
 
     def watched(self, program: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,25 +69,24 @@ class Telemetry(AbstractContextManager["Telemetry"]):
             self._waited += time.perf_counter() - start
 
     def step(self, step: int, result: Any = None) -> None:
-        """Count a step that was dispatched.
+        """Tell of a step that was dispatched.
 
         Args:
           step: its number.
           result: arrays that it returned and that are not donated, such as its metrics. The first
             step's are waited for, so that neither its compilation nor itself is in any figure.
         """
-        if self._steps is None:
+        if self._last is None:
             jax.block_until_ready(result)
-            self._restart()
-        else:
-            self._steps += 1
+            self._restart(step)
         if self._trace:
             self._trace.step(step, result)
 
-    def figures(self, rows: int) -> dict[str, float]:
-        """Return the figures of the steps since the last call; call it when the last step is done.
+    def figures(self, step: int, *, rows: int) -> dict[str, float]:
+        """Return the figures of the steps since the last call.
 
         Args:
+          step: the last that is done, just now; later ones may have been dispatched.
           rows: in a batch, of all processes.
 
         Returns:
@@ -98,19 +97,20 @@ class Telemetry(AbstractContextManager["Telemetry"]):
           device tells. None of those of time if no step but the first was done.
         """
         figures = memory()
-        if self._steps:
-            seconds = (time.perf_counter() - self._since) / self._steps
+        if self._last is not None and step > self._last:
+            steps = step - self._last
+            seconds = (time.perf_counter() - self._since) / steps
             figures["time/step"] = seconds
-            figures["time/data_wait_share"] = self._waited / self._steps / seconds
+            figures["time/data_wait_share"] = self._waited / steps / seconds
             figures["tokens_per_second"] = self._work.tokens * rows / seconds
             if best := peak_flops():
                 figures["mfu"] = self._work.flops * rows / seconds / best
             self._look_for_slowness(seconds)
-            self._restart()
+            self._restart(step)
         return figures
 
-    def _restart(self) -> None:
-        self._steps, self._waited, self._since = 0, 0.0, time.perf_counter()
+    def _restart(self, step: int) -> None:
+        self._last, self._waited, self._since = step, 0.0, time.perf_counter()
 
     def _look_for_slowness(self, seconds: float) -> None:
         known = len(self._usual) >= USUAL

@@ -140,10 +140,9 @@ def machine():
         text=True,
         check=True,
     ).stdout.strip()
-    load = os.getloadavg()[0]
     return (
         f"{len(os.sched_getaffinity(0))} cores of {cpu[0].split(': ')[1] if cpu else 'a machine'}, "
-        f"load average {load:.1f} before it began, {datetime.date.today()}, commit `{commit}`"
+        f"{datetime.date.today()}, commit `{commit}`"
     )
 
 
@@ -156,7 +155,7 @@ def main():
     args = parser.parse_args()
     lines = [HEAD]
     with tempfile.TemporaryDirectory() as place:
-        folder, where = Path(place), machine()
+        folder, loads = Path(place), [os.getloadavg()[0]]
         case.make_documents(folder / "documents.json")
         subprocess.run([args.trl_python, HERE / "their_side.py", "model", folder], check=True)
         gaps = []
@@ -178,8 +177,10 @@ def main():
             for side in sides:
                 side.close()
     known = ", ".join(f"{name} {release}" for name, release in releases.items())
+    loads.append(os.getloadavg()[0])
     said = (
-        f"{where}; {known}. Losses of the first {COMPARED} steps differed by at most "
+        f"{machine()}; {known}. Medians of {args.rounds} turns; load average {loads[0]:.1f} before and "
+        f"{loads[1]:.1f} after. Losses of the first {COMPARED} steps differed by at most "
         f"{max(gaps):.0e} of their value."
     )
     text = "\n".join([said, "", *lines])

@@ -5,10 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aya_jax.checkpoints.train_store import TrainStore
 from aya_jax.errors import AyaError
 from aya_jax.training import telemetry as module
+from aya_jax.training.incidents import Incidents
+from aya_jax.training.loop import train
+from aya_jax.training.objectives import SFT
+from aya_jax.training.optimizer import AdamW
 from aya_jax.training.telemetry import Telemetry, telemetry
-from aya_jax.training.work import RowWork
+from aya_jax.training.work import RowWork, row_work
 
 
 class Clock:
@@ -55,9 +60,10 @@ def test_time_and_tokens_are_of_the_steps_since_the_last_call(clock):
     with Telemetry(work=RowWork(tokens=24.0, flops=1.0)) as watch:
         go(watch, clock, [1], seconds=60.0)  # it is compiled
         go(watch, clock, [2, 3, 4])
-        first = watch.figures(rows=8)
-        go(watch, clock, [5, 6], seconds=4.0, waits=0.0)
-        second = watch.figures(rows=8)
+        watch.step(5)  # is dispatched while the figures of the fourth are read
+        first = watch.figures(4, rows=8)
+        go(watch, clock, [6, 7], seconds=4.0, waits=0.0)
+        second = watch.figures(6, rows=8)
     assert first == {"time/step": 2.0, "time/data_wait_share": 0.25, "tokens_per_second": 96.0}
     assert second == {"time/step": 4.0, "time/data_wait_share": 0.0, "tokens_per_second": 48.0}
 
@@ -65,9 +71,9 @@ def test_time_and_tokens_are_of_the_steps_since_the_last_call(clock):
 def test_there_is_no_figure_of_time_from_the_first_step_alone(clock):
     with Telemetry(work=RowWork(24.0, 1.0)) as watch:
         go(watch, clock, [7], seconds=60.0)
-        assert watch.figures(rows=8) == {}
+        assert watch.figures(7, rows=8) == {}
         go(watch, clock, [8])
-        assert watch.figures(rows=8)["time/step"] == 2.0
+        assert watch.figures(8, rows=8)["time/step"] == 2.0
 
 
 def test_mfu_is_of_all_chips_by_their_data_sheet(clock, monkeypatch):
@@ -75,14 +81,14 @@ def test_mfu_is_of_all_chips_by_their_data_sheet(clock, monkeypatch):
     with Telemetry(work=RowWork(tokens=1.0, flops=197e12 / 16)) as watch:
         go(watch, clock, [1, 2, 3])
         # 8 rows are half of what one chip can do in a second; they took two chips two seconds.
-        assert watch.figures(rows=8)["mfu"] == pytest.approx(0.125)
+        assert watch.figures(3, rows=8)["mfu"] == pytest.approx(0.125)
 
 
 def test_a_device_that_is_not_known_has_no_mfu(clock, monkeypatch):
     devices(monkeypatch, Device("cpu", None))
     with Telemetry(work=RowWork(1.0, 1e12)) as watch:
         go(watch, clock, [1, 2, 3])
-        assert set(watch.figures(rows=8)) == {
+        assert set(watch.figures(3, rows=8)) == {
             "time/step",
             "time/data_wait_share",
             "tokens_per_second",
@@ -109,11 +115,40 @@ def test_slow_steps_ask_for_a_trace(clock, tmp_path, monkeypatch, seconds, trace
         go(watch, clock, [1], seconds=60.0)
         for step in range(2, 11, 2):
             go(watch, clock, [step, step + 1])
-            watch.figures(rows=1)
+            watch.figures(step + 1, rows=1)
         assert asked == []
         go(watch, clock, [12, 13], seconds=seconds)
-        watch.figures(rows=1)
+        watch.figures(13, rows=1)
     assert asked == traced
+
+
+def test_a_training_is_compiled_once_and_its_figures_come_from_its_steps(
+    config, params, sft_arrays, tmp_path, caplog
+):
+    objective, arrays, told = SFT(config), sft_arrays(10), {}
+    with telemetry(row_work(objective, arrays), events=tmp_path / "events") as watch:
+        train(
+            objective,
+            jax.tree.map(jnp.array, params),
+            arrays,
+            store=TrainStore(tmp_path / "checkpoints"),
+            incidents=Incidents(tmp_path / "incidents"),
+            observe=lambda step, _: told.setdefault(step, watch.figures(step, rows=4)),
+            telemetry=watch,
+            optimizer=AdamW(b1=0.8),  # shared with no other test, so that it is compiled here
+            steps=7,
+            batch_size=4,
+            log_every=3,
+            checkpoint_every=2,
+        )
+        # The program was seen to be compiled, and never a second time.
+        assert watch._compilations._programs.count("jit(step)") == 1
+    assert caplog.messages == []
+    assert sorted(told) == [3, 6, 7]
+    tokens = (arrays["segment_ids"] > 0).sum() / len(arrays["tokens"]) * 4
+    for figures in told.values():
+        assert figures["tokens_per_second"] * figures["time/step"] == pytest.approx(tokens)
+        assert 0 <= figures["time/data_wait_share"] <= 1
 
 
 def test_slow_steps_before_anything_is_usual_ask_for_nothing(clock, tmp_path, monkeypatch):
@@ -122,7 +157,7 @@ def test_slow_steps_before_anything_is_usual_ask_for_nothing(clock, tmp_path, mo
         monkeypatch.setattr(watch._trace, "ask", asked.append)
         for step, seconds in enumerate((2.0, 2.0, 20.0, 60.0)):
             go(watch, clock, [step], seconds=seconds)
-            watch.figures(rows=1)
+            watch.figures(step, rows=1)
     assert asked == []
 
 
