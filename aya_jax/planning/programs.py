@@ -198,7 +198,8 @@ class Reading:
       rows, length: of the batch.
       columns: of the batch.
       reward_head: whether the model has a scalar head.
-      dtype: of the parameters, and so of the activations.
+      dtype: of the parameters.
+      activations: their dtype, where `function` is told one; else that of the parameters.
     """
 
     function: Callable[..., jax.Array]
@@ -208,11 +209,15 @@ class Reading:
     columns: tuple[str, ...]
     reward_head: bool
     dtype: str = "float32"
+    activations: str | None = None
     turns: int = 1
 
     def build(self, place: Place) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """See `Work`."""
-        program = row_program(self.function, self.config, place, reward_head=self.reward_head)
+        told = {} if self.activations is None else {"dtype": jnp.dtype(self.activations)}
+        program = row_program(
+            self.function, self.config, place, reward_head=self.reward_head, **told
+        )
         rows = filled_up(self.rows, place)
         batch = {
             name: _split(place, (rows, self.length), jnp.bool_ if name == "mask" else jnp.int32)
@@ -336,7 +341,8 @@ def weight_bytes(work: Work, place: Place) -> int:
     count = sum(math.prod(leaf.shape) for leaf in leaves)
     split = [axis for name in ("heads", "vocab") for axis in place.axes(name)]
     parts = math.prod(place.mesh.shape[axis] for axis in dict.fromkeys(split))
-    return count * jnp.dtype(work.dtype).itemsize // parts
+    dtype = getattr(work, "activations", None) or work.dtype
+    return count * jnp.dtype(dtype).itemsize // parts
 
 
 def least_hbm_bytes(work: Work, place: Place, arguments: int, outputs: int) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gin
+import jax.numpy as jnp
 
 from aya_jax.arbitrage.arbiter import reward_rows, score
 from aya_jax.data import atlas, sources
@@ -163,7 +164,11 @@ class Works:
     def _reference(self, config: ModelConfig, pairs: Count) -> Part:
         known = require_decoder(config, "DPO")
         length = min(job_settings.lengths()[0], known.max_position_embeddings)
-        work = Reading(logprob_rows, known, REFERENCE_ROWS, length, (*ROWS, "mask"), False)
+        dtype = jnp.dtype(job_settings.activations()["dtype"]).name
+        columns = (*ROWS, "mask")
+        work = Reading(
+            logprob_rows, known, REFERENCE_ROWS, length, columns, False, activations=dtype
+        )
         return Part("reference", work, pairs.times(2))
 
     def _sampling(self, config: ModelConfig, answers: Count, name: str = "sampling") -> Part:
