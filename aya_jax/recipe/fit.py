@@ -168,7 +168,7 @@ def _train(
             telemetry=watch,
             lora=lora,
             optimizer=optimizer(),
-            languages=() if data and isinstance(data[0], str) else languages_of(data),
+            languages=languages_of(record for record in data if isinstance(record, dict)),
         )
 
 

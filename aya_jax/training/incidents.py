@@ -51,7 +51,8 @@ class Incidents:
         if is_lead():
             self._directory.mkdir(parents=True, exist_ok=True)
             content = io.BytesIO()
-            np.savez_compressed(content, rows=numbers, **batch)
+            arrays: dict[str, Any] = {"rows": numbers, **batch}
+            np.savez_compressed(content, **arrays)
             atomic_write(place, content.getvalue())
             lines = (json.dumps(row, ensure_ascii=False) for row in self._describe(numbers, batch))
             atomic_write(place.with_suffix(".jsonl"), "".join(f"{line}\n" for line in lines))

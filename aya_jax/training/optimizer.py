@@ -1,6 +1,7 @@
 """AdamW and Adafactor after clipping by global norm, and the learning-rate schedules."""
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ SCHEDULES = ("cosine", "linear", "constant")
 MOMENT_DTYPES = ("float32", "bfloat16")
 
 
-class Optimizer(Protocol):
+class Optimizer(Hashable, Protocol):
     """What turns gradients into updates; equal ones share one compiled step."""
 
     def transform(self) -> optax.GradientTransformation:

@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,8 +54,9 @@ def heard() -> Iterator[None]:
         while (told := reader.recv(1)) and told[0] != signal.SIGTERM:
             pass
         if told and not ended.wait(GRACE) and not _training:
-            sys.__stderr__.write("aya: SIGTERM; what is whole is kept, the same command goes on\n")
-            sys.__stderr__.flush()
+            os.write(
+                2, b"aya: SIGTERM; what is whole is kept; the same command goes on from here\n"
+            )
             os._exit(PREEMPTED)
 
     threading.Thread(target=insist, name="preemption", daemon=True).start()

@@ -2,7 +2,6 @@
 
 import faulthandler
 import os
-import sys
 import threading
 import time
 from pathlib import Path
@@ -12,6 +11,8 @@ import gin
 
 # The exit status of a stuck process: the same command goes on from the last checkpoint.
 STUCK = 76
+# By its number: what has taken the place of Python's own may want its lock.
+STDERR = 2
 
 
 class Watchdog:
@@ -55,9 +56,8 @@ class Watchdog:
                 file.flush()
                 faulthandler.dump_traceback(file)
         finally:
-            faulthandler.dump_traceback(sys.__stderr__)
-            sys.__stderr__.write(text)
-            sys.__stderr__.flush()
+            faulthandler.dump_traceback(STDERR)
+            os.write(STDERR, text.encode())
             os._exit(STUCK)
 
     def __enter__(self) -> "Watchdog":

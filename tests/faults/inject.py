@@ -299,7 +299,7 @@ class Fault:
 
     def small_disk(self) -> str:
         """a disk (tmpfs) smaller than what is written, which then grows"""
-        size = self.draw.randint(16 << 10, self.bench.unbroken(self.subject).size)
+        size = self.draw.randint(4 << 10, self.bench.unbroken(self.subject).size)
         self.folder.mkdir()
         disk = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(self.folder)]
         subprocess.run(disk, check=True)
