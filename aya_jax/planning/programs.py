@@ -335,14 +335,18 @@ def _params(config: ModelConfig, place: Place, dtype: str, reward_head: bool = F
     )
 
 
+def _computed_in(work: Work) -> Any:
+    """Return the dtype of a program's activations."""
+    return getattr(work, "activations", None) or work.dtype
+
+
 def weight_bytes(work: Work, place: Place) -> int:
     """Return the bytes of all weights as one device multiplies by them: gathered, in the dtype it works in."""
     leaves = jax.tree.leaves(abstract_params(work.config))
     count = sum(math.prod(leaf.shape) for leaf in leaves)
     split = [axis for name in ("heads", "vocab") for axis in place.axes(name)]
     parts = math.prod(place.mesh.shape[axis] for axis in dict.fromkeys(split))
-    dtype = getattr(work, "activations", None) or work.dtype
-    return count * jnp.dtype(dtype).itemsize // parts
+    return count * jnp.dtype(_computed_in(work)).itemsize // parts
 
 
 def least_hbm_bytes(work: Work, place: Place, arguments: int, outputs: int) -> int:
@@ -357,4 +361,4 @@ def describe(work: Work) -> dict[str, Any]:
     told = {name: fields[name] for name in shown if fields.get(name)}
     if isinstance(work, Training):
         told |= {"remat": work.remat}
-    return told | {"dtype": jnp.dtype(work.dtype).name}
+    return told | {"dtype": jnp.dtype(_computed_in(work)).name}
