@@ -100,7 +100,7 @@ def tokenize_all(
     numbers = {code: n for n, code in enumerate(languages_of(records), start=1)}
     for record in records:
         example = tokenize(record, tokenizer, field=field, max_length=max_length)
-        yield example._replace(language=numbers.get(record.get("language"), 0))
+        yield example._replace(language=numbers.get(record.get("language", ""), 0))
 
 
 def text_examples(lines: Iterable[str], tokenizer: Tokenizer, *, length: int) -> Iterator[Example]:

@@ -61,7 +61,7 @@ class Loader:
             # Devices that hold the same part share one reading of it.
             read: dict[str, np.ndarray] = {}
 
-            def part(index: tuple[Any, ...]) -> np.ndarray:
+            def part(index: Any) -> np.ndarray:
                 if str(index) not in read:
                     read[str(index)] = np.asarray(array[rows[index[0]]][:, *index[1:]])
                 return read[str(index)]

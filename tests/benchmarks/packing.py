@@ -38,7 +38,7 @@ def examples_of(paths: list[str]) -> list[Example]:
     for path in paths:
         records += read_records(path, required=("prompt", "completion"))
     some = sorted(records, key=lambda r: stable_hash(r["prompt"], r["completion"]))[:3000]
-    lines = [r[field][:1000] for r in some for field in ("prompt", "completion")]
+    lines = [r[field][:300] for r in some for field in ("prompt", "completion")]
     tokenizer = train_tokenizer(lines, vocab_size=VOCABULARY, character_coverage=0.9995)
     return list(tokenize_all(records, tokenizer, field="completion", max_length=1 << 30))
 
@@ -118,12 +118,13 @@ def speeds(examples: list[Example]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print what was measured as JSON."""
+    """Print what was measured as JSON, a line each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", nargs="+", help="JSONL files of records")
     examples = examples_of(parser.parse_args().data)
-    figures = {f"rows of {length}": efficiencies(examples, length) for length in LENGTHS}
-    print(json.dumps({**figures, "tokens a second": speeds(examples)}, indent=1))
+    for length in LENGTHS:
+        print(json.dumps({"length": length, **efficiencies(examples, length)}), flush=True)
+    print(json.dumps({"tokens a second": speeds(examples)}))
 
 
 if __name__ == "__main__":
