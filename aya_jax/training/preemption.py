@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from aya_jax.sharding.processes import said_first
 PREEMPTED = 75
 # Outside of trainings: how long the main thread may be at compiled code before the process ends anyway.
 GRACE = 10.0
+# Where nobody could hear of it, how long until it is said again.
+MOMENT = 0.05
 # Steps that processes may be apart: the loop has no more than so many under way.
 APART = 2
 
@@ -59,7 +62,20 @@ def heard() -> Iterator[None]:
             )
             os._exit(PREEMPTED)
 
+    def say_again() -> None:
+        if not ended.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def ignored(told: "sys.UnraisableHookArgs") -> None:
+        # In a callback of the garbage collector's, say, nothing that is raised goes any further.
+        if told.exc_type is not Preempted:
+            return hook(told)
+        again = threading.Timer(MOMENT, say_again)
+        again.daemon = True
+        again.start()
+
     threading.Thread(target=insist, name="preemption", daemon=True).start()
+    hook, sys.unraisablehook = sys.unraisablehook, ignored
     handler = signal.signal(signal.SIGTERM, _on_signal)
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     try:
@@ -67,6 +83,7 @@ def heard() -> Iterator[None]:
     finally:
         _asked = False
         ended.set()
+        sys.unraisablehook = hook
         signal.set_wakeup_fd(before)
         signal.signal(signal.SIGTERM, handler)
         writer.close()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -43,6 +44,21 @@ def test_it_ends_what_is_no_training_at_once():
 
     assert preempted(work) == "what is whole is kept"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_where_it_cannot_be_raised_it_is_said_again(capsys):
+    class Told:
+        def __del__(self):  # nothing that is raised here goes any further
+            terminate()
+            self.heard = True
+
+    def work():
+        told = Told()
+        del told
+        threading.Event().wait(60)
+
+    assert preempted(work) == "what is whole is kept"
+    assert "Preempted" not in capsys.readouterr().err
 
 
 def test_a_training_is_told_the_step_to_save_at():
