@@ -15,11 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from aya_jax.errors import AyaError, nearest
 from aya_jax.models.weights import Int8, LowRank
-from aya_jax.sharding.mesh import logical_spec
+from aya_jax.sharding.mesh import logical_spec, replicated
 
 Params = dict[str, Any]
 
@@ -175,17 +175,25 @@ def _over(
 def merge(lora: LoRA, base: Params, adapters: Params) -> Params:
     """Return plain parameters: products in float32, added in float32, rounded once to the base's dtype.
 
-    A product of zero leaves every bit of the base as it is. What is a NumPy array in `base` is one in
-    the result, so that a model need not fit on the device.
+    A product of zero leaves every bit of the base as it is. What the host's memory has of `base`, NumPy
+    arrays among it, it has in the result, so that a model need not fit on the devices.
     """
 
     def head(below: Any, over: Any) -> Any:
         return np.asarray(over) if isinstance(below, np.ndarray) else jnp.asarray(over)
 
     def adapted(below: Any, a: Any, b: Any) -> Any:
-        return head(below, _merged(below, a, b, lora.scale))
+        if not _is_placed(below):
+            return head(below, _merged(below, a, b, lora.scale))
+        # Adapters are small: every device has all of them.
+        a, b = jax.device_put((np.asarray(a), np.asarray(b)), replicated(below.sharding.mesh))
+        return jax.device_put(_merged(on_device(below), a, b, lora.scale), below.sharding)
 
     return _over(base, adapters, adapted, head)
+
+
+def _is_placed(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
 
 
 @jax.jit
@@ -230,7 +238,14 @@ def freeze(lora: LoRA, params: Params) -> Params:
         return params
     if lora.base_dtype == "int8":
         return quantize(params)
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, lora.base_dtype), params)
+    return jax.tree.map(lambda leaf: jnp.asarray(on_device(leaf), lora.base_dtype), params)
+
+
+def on_device(leaf: Any) -> Any:
+    """Return a leaf that the host's memory may have, split over devices, in the memory of these."""
+    if not _is_placed(leaf):
+        return leaf
+    return jax.device_put(leaf, leaf.sharding.with_memory_kind("device"))
 
 
 def frozen_axes(lora: LoRA, axes: Params) -> Params:
@@ -250,7 +265,7 @@ def quantize(params: Params) -> Params:
 
     The scale of an output is the largest of its numbers over 127; rounding is to the nearest.
     """
-    return _quantized(params, _int8)
+    return _quantized(params, lambda leaf, inputs: _int8(on_device(leaf), inputs))
 
 
 def _quantized(tree: Params, make: Callable[[Any, tuple[int, ...]], Int8]) -> Params:

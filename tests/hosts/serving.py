@@ -35,7 +35,6 @@ def serve(model_dir, reward_dir):
     model = load(model_dir, reward=False, place=place)
     turns = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
     texts = sample(model, turns, samples=2, temperature=0.9, top_k=40, seed=3, **SHAPE)
-    texts += sample(model, turns, **SHAPE)
     records = [{"prompt": p, "completion": p[:4]} for p in PROMPTS]
     examples = [tokenize(r, model.tokenizer, field="completion", max_length=64) for r in records]
     logprobs = sequence_logprobs(model, pad(examples, length=64), batch_size=3)
