@@ -5,6 +5,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,7 @@ from aya_jax.checkpoints.model_directory import (
     load_params,
 )
 from aya_jax.data.tokenizer import Tokenizer
-from aya_jax.errors import AyaError
+from aya_jax.errors import AyaError, nearest
 from aya_jax.models import t5
 from aya_jax.models.architecture import (
     ModelConfig,
@@ -30,8 +31,10 @@ from aya_jax.models.decoder import Params, hidden_states, plain_batch
 from aya_jax.models.heads import logits
 from aya_jax.models.t5_config import T5Config
 from aya_jax.sharding.mesh import shardings
-from aya_jax.sharding.place import Place
+from aya_jax.sharding.place import Place, inference_place
 from aya_jax.sharding.programs import compiled, on_rows
+
+INFERENCE_DTYPES = ("float32", "bfloat16")
 
 
 class Model(NamedTuple):
@@ -172,6 +175,27 @@ def require_kind(path: str | Path, reward: bool | None) -> bool | None:
         kinds = ("a language model", "a reward model")
         raise AyaError(f"{path}: is {kinds[found]}, but {kinds[reward]} is needed here")
     return found
+
+
+@gin.configurable
+def inference(*, dtype: str | None = None) -> Any:
+    """Return the dtype in which models sample and score, their weights, activations and caches.
+
+    Args:
+      dtype: `float32` or `bfloat16`; as a model was saved if absent.
+
+    Raises:
+      AyaError: an unknown dtype.
+    """
+    if dtype not in (None, *INFERENCE_DTYPES):
+        hint = nearest(str(dtype), INFERENCE_DTYPES)
+        raise AyaError(f"inference.dtype: unknown dtype {dtype!r}{hint}")
+    return dtype
+
+
+def load_inference(path: str | Path, *, reward: bool) -> Model:
+    """Read a model that is to sample or to score, as `inference` and `inference_mesh` say; see `load`."""
+    return load(path, dtype=inference(), reward=reward, place=inference_place())
 
 
 def load(

@@ -10,8 +10,7 @@ from aya_jax.data.files import stable_hash
 from aya_jax.data.records import Record, name_of, prompt_messages, read_records
 from aya_jax.errors import AyaError
 from aya_jax.generation.engine import sample
-from aya_jax.model import Model, load, load_model_config, require_kind
-from aya_jax.sharding.place import gin_place
+from aya_jax.model import Model, load_inference, load_model_config, require_kind
 
 Answerer = Callable[[Sequence[Record]], list[str | None]]
 
@@ -28,7 +27,7 @@ def model_member(path: str | Path) -> Answerer:
     require_kind(path, reward=False)
 
     def answer(records: Sequence[Record]) -> list[str | None]:
-        model = load(path, reward=False, place=gin_place())
+        model = load_inference(path, reward=False)
         prompts = [prompt_messages(record) for record in records]
         return [texts[0] for texts in sample(model, prompts)]
 

@@ -27,6 +27,7 @@ from aya_jax.data.tokenizer import train_tokenizer
 from aya_jax.errors import AyaError, nearest
 from aya_jax.generation.engine import sample
 from aya_jax.merging.merge import merge_into
+from aya_jax.model import inference
 from aya_jax.models.config import decoder_config
 from aya_jax.recipe import job_settings, tasks
 from aya_jax.recipe.check import check
@@ -47,7 +48,7 @@ PRETRAINING = (
 )
 TRAINING = (*PRETRAINING, mixture, job_settings.lora_settings)
 PREFERENCE = (*TRAINING, job_settings.dpo_objective)
-SAMPLING = (sample, score)
+SAMPLING = (inference, sample, score)
 
 # Which router makes the SFT data of which model.
 ROUTED = {
@@ -327,7 +328,7 @@ def expanse(
             teachers=pool,
             max_length=max_pair_length,
         )
-    uses = (preference_pairs, *TRAINING, job_settings.reward_objective, score)
+    uses = (preference_pairs, *TRAINING, job_settings.reward_objective, inference, score)
     for half, name in enumerate(("reward", "judge")):
         inputs = ["base", "reward_answers"]
         plan.add(name, tasks.reward, inputs, scope=name, uses=uses, half=half)

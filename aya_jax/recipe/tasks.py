@@ -19,12 +19,11 @@ from aya_jax.data.tokenizer import Tokenizer, train_tokenizer
 from aya_jax.evaluation.evaluate import answer, mark
 from aya_jax.generation.engine import sample
 from aya_jax.merging.merge import merge_into
-from aya_jax.model import Model, load, load_model_config
+from aya_jax.model import Model, load_inference, load_model_config
 from aya_jax.recipe import job_settings, jobs
 from aya_jax.recipe.fit import Work
 from aya_jax.recipe.run_directory import require_seen
 from aya_jax.recipe.stages import Context, by_lead_alone, lead_writes
-from aya_jax.sharding.place import gin_place
 
 RECORDS = "records.jsonl"
 
@@ -44,7 +43,7 @@ def _write(context: Context, rows: Sequence[Record], name: str = RECORDS) -> Non
 
 
 def _load(context: Context, name: str, *, reward: bool) -> Model:
-    return load(context.inputs[name], reward=reward, place=gin_place())
+    return load_inference(context.inputs[name], reward=reward)
 
 
 def in_languages(records: Sequence[Record], languages: Sequence[str]) -> list[Record]:
@@ -155,7 +154,7 @@ def reward(context: Context, *, half: int) -> dict[str, Any]:
         work=_work(context),
     )
     if held_out:
-        made = load(context.directory, reward=True, place=gin_place())
+        made = load_inference(context.directory, reward=True)
         accuracy = jobs.pair_accuracy(made, held_out)
         figures["held_out_accuracy"] = accuracy
     return figures

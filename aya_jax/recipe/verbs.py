@@ -22,7 +22,7 @@ from aya_jax.data.records import prompt_messages, read_records, write_records
 from aya_jax.errors import AyaError
 from aya_jax.evaluation.evaluate import answer, mark, summary
 from aya_jax.generation.engine import sample
-from aya_jax.model import load, load_model_config
+from aya_jax.model import load, load_inference, load_model_config
 from aya_jax.models.architecture import require_decoder
 from aya_jax.progress import Terminal
 from aya_jax.recipe import job_settings, jobs
@@ -127,7 +127,7 @@ def generate_verb(model: str, *, data: str | None, prompt: str | None, out: str 
     Raises:
       AyaError: neither a prompt nor both files are given, or one of them cannot be used.
     """
-    loaded = load(model, reward=False, place=gin_place())
+    loaded = load_inference(model, reward=False)
     if prompt is not None:
         turns = [[{"role": "user", "content": prompt}]]
         print(sample(loaded, turns)[0][0])
@@ -153,7 +153,7 @@ def arbitrate_verb(data: str, teachers: Sequence[str], reward: str, out: str) ->
     """
     records = read_records(data)
     by_lead(lambda: _require_free(out))
-    arbiter = load(reward, reward=True, place=gin_place())
+    arbiter = load_inference(reward, reward=True)
     scored = answer_and_score(records, open_pool(list(teachers)), arbiter)
     routed = route(scored)
 
@@ -177,10 +177,10 @@ def evaluate_verb(model: str, data: str, judge: str, opponent: str | None, out: 
       AyaError: a file or model cannot be used.
     """
     records = read_records(data)
-    judges = {"unused_reward": load(judge, reward=True, place=gin_place())}
+    judges = {"unused_reward": load_inference(judge, reward=True)}
 
     def marked(path: str) -> list[dict]:
-        loaded = load(path, reward=False, place=gin_place())
+        loaded = load_inference(path, reward=False)
         return mark(records, answer(loaded, records), judges)
 
     figures = summary(marked(model), marked(opponent) if opponent else None)
@@ -225,7 +225,7 @@ def report_verb(run_dir: str) -> None:
 def chat_verb(model: str, lines: TextIO, out: TextIO) -> None:
     """`aya chat`: a conversation, one line a turn, until the end of the input."""
     _require_one("chat")
-    loaded = load(model, reward=False, place=gin_place())
+    loaded = load_inference(model, reward=False)
     turns: list[dict[str, str]] = []
     while True:
         out.write("> ")

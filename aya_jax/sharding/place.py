@@ -1,12 +1,13 @@
 """Where the arrays of a function that is being traced are: the mesh, and the rules of its axes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
 
+import gin
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -40,6 +41,39 @@ _PLACE: ContextVar[Place | None] = ContextVar("place", default=None)
 def gin_place() -> Place:
     """Return the place that gin describes: `device_mesh` and `logical_rules`."""
     return Place(device_mesh(), logical_rules())
+
+
+@gin.configurable(denylist=["devices"])
+def inference_mesh(
+    *,
+    data: int | None = None,
+    fsdp: int | None = None,
+    tensor: int | None = None,
+    sequence: int | None = None,
+    expert: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """Return the mesh that models sample and score on: `device_mesh`, unless a size is given here.
+
+    What FSDP gathers once a training step, sampling would gather for each token: there `tensor` should
+    hold the weights, and `data` the rows.
+
+    Args:
+      data, fsdp, tensor, sequence, expert: as of `device_mesh`; 1 where others are given.
+      devices: see `device_mesh`.
+
+    Raises:
+      AyaError: see `device_mesh`.
+    """
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor, "sequence": sequence, "expert": expert}
+    given = {name: size for name, size in sizes.items() if size is not None}
+    ones = dict.fromkeys(sizes, 1) if given else {}
+    return device_mesh(**{**ones, **given}, devices=devices)
+
+
+def inference_place() -> Place:
+    """Return the place that models sample and score on: `inference_mesh` and `logical_rules`."""
+    return Place(inference_mesh(), logical_rules())
 
 
 @contextmanager

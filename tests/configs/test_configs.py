@@ -131,7 +131,7 @@ def test_settings_of_the_real_sizes_reach_their_stages(size, own):
             settings = effective_settings(stage.uses, stage.scope)
             assert settings["train.learning_rate"] == rate
             assert settings["dpo_objective.beta"] == 0.1
-            assert settings["lengths.max_length"] == 2048
+            assert settings["lengths.max_length"] == 8192
     bound = effective_settings([train], "sft/western")
     assert (bound["train.epochs"], bound["train.batch_size"]) == (2.0, 64)
 
