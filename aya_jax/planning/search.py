@@ -42,8 +42,9 @@ class Candidate:
     @property
     def settings(self) -> dict[str, Any]:
         """The bindings that ask for it."""
-        mesh = {f"device_mesh.{axis}": size for axis, size in self.place.mesh.shape.items()}
-        if isinstance(self.work, Sampling):
+        name = "device_mesh" if isinstance(self.work, Training) else "inference_mesh"
+        mesh = {f"{name}.{axis}": size for axis, size in self.place.mesh.shape.items()}
+        if not isinstance(self.work, Training):
             return mesh
         how = {"train.accumulate": self.work.accumulate, "activations.remat": self.work.remat}
         return mesh | how

@@ -30,7 +30,7 @@ from aya_jax.report import plan_rows
 from aya_jax.report.plan_page import render_plan
 from aya_jax.sharding.chips import PRICES_READ
 from aya_jax.sharding.mesh import device_mesh, logical_rules
-from aya_jax.sharding.place import Place
+from aya_jax.sharding.place import Place, inference_mesh
 
 HOUR = 3600.0
 
@@ -125,9 +125,14 @@ class _Plan:
         for stage in self.stages:
             found = self.works.of(stage)
             if found:
+                devices = list(self.devices)
                 with in_scope(stage.scope):
-                    place = Place(device_mesh(devices=list(self.devices)), logical_rules())
-                parts[stage.name] = [(part, place) for part in found]
+                    rules = logical_rules()
+                    meshes = {
+                        infers: (inference_mesh if infers else device_mesh)(devices=devices)
+                        for infers in {part.infers for part in found}
+                    }
+                parts[stage.name] = [(part, Place(meshes[part.infers], rules)) for part in found]
         return parts
 
     def examine_all(self) -> None:

@@ -17,7 +17,7 @@ from aya_jax.data import atlas, sources
 from aya_jax.data.languages import LANGUAGES
 from aya_jax.data.records import read_records
 from aya_jax.generation.engine import sample
-from aya_jax.model import load_model_config
+from aya_jax.model import inference, load_model_config
 from aya_jax.models.architecture import ModelConfig, require_decoder
 from aya_jax.models.config import decoder_config
 from aya_jax.models.t5_config import T5Config
@@ -61,7 +61,8 @@ class Part:
     """A program of a stage, and what the stage puts through it.
 
     Attributes:
-      name: `training`, `reference`, `sampling`, `scoring`.
+      name: `training`, `reference`, `sampling`, `scoring`; where there are several, with what tells them
+        apart after it.
       work: the program.
       items: examples, pairs, prompts or answers, each as often as it is taken; None where `steps` says
         how often the program runs.
@@ -72,6 +73,11 @@ class Part:
     work: Work
     items: Count = UNKNOWN
     steps: int | None = None
+
+    @property
+    def infers(self) -> bool:
+        """Whether it runs on the mesh of inference."""
+        return self.name.startswith(("sampling", "scoring"))
 
     def runs(self, place: Place) -> Count:
         """Return how often the program runs on a place, whose rows may be filled up."""
@@ -185,6 +191,7 @@ class Works:
             _setting(sample, "temperature") == 0,
             _setting(sample, "top_k"),
             _setting(sample, "top_p"),
+            inference() or "float32",
         )
         return Part(name, work, answers)
 
@@ -192,7 +199,8 @@ class Works:
         config = require_decoder(self.config(judge), "an arbiter")
         rows = _setting(score, "batch_size")
         length = min(self._longest(), config.max_position_embeddings)
-        work = Reading(reward_rows, config, rows, length, ROWS, True)
+        dtype = inference() or "float32"
+        work = Reading(reward_rows, config, rows, length, ROWS, True, dtype)
         return Part(name, work, answers)
 
     def _longest(self) -> int:
