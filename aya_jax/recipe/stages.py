@@ -66,13 +66,11 @@ class Stage:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def by_lead_alone(
-    run: Callable[..., dict[str, Any] | None],
-) -> Callable[..., dict[str, Any] | None]:
+def by_lead_alone(run: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """Return a stage's work as the lead does it alone; the other processes wait for its figures."""
 
     @wraps(run)
-    def lead(context: Context, **arguments: Any) -> dict[str, Any] | None:
+    def lead(context: Context, **arguments: Any) -> dict[str, Any]:
         return lead_writes(context, lambda: run(context, **arguments))
 
     return lead

@@ -44,10 +44,14 @@ def start_processes() -> None:
     number = os.environ.get("AYA_PROCESSES", "1")
     if number == "1":
         return
-    found: tuple[Any, ...] = ()
+    found: dict[str, Any] = {}
     if number != "auto":
         try:
-            found = (os.environ["AYA_COORDINATOR"], int(number), int(os.environ["AYA_PROCESS"]))
+            found = {
+                "coordinator_address": os.environ["AYA_COORDINATOR"],
+                "num_processes": int(number),
+                "process_id": int(os.environ["AYA_PROCESS"]),
+            }
         except (KeyError, ValueError):
             raise AyaError(
                 "AYA_PROCESSES must be a number, with AYA_COORDINATOR=host:port and AYA_PROCESS=0, 1, ..., "
@@ -55,7 +59,7 @@ def start_processes() -> None:
             ) from None
     try:
         jax.distributed.initialize(
-            *found,
+            **found,
             # Under Slurm jax would still look, and give the process one GPU of its host.
             cluster_detection_method="deactivate" if found else None,
             heartbeat_timeout_seconds=HEARTBEAT,
