@@ -89,7 +89,11 @@ def weight(
 def _whole(matrix: Matrix, axes: tuple[str, ...], dtype: Any) -> Matrix:
     """Return a matrix that is gathered from the devices; the small factors of a `LowRank` are not."""
     if isinstance(matrix, LowRank):
-        return replace(matrix, base=_whole(matrix.base, axes, dtype))
+        return replace(matrix, base=_base(matrix.base, axes, dtype))
+    return _base(matrix, axes, dtype)
+
+
+def _base(matrix: jax.Array | Int8, axes: tuple[str, ...], dtype: Any) -> jax.Array | Int8:
     if isinstance(matrix, Int8):
         return replace(matrix, values=gathered(matrix.values, axes, jnp.int8))
     return gathered(matrix, axes, dtype)
