@@ -140,7 +140,9 @@ def test_parameters_are_read_onto_their_shardings_or_the_first_that_differs_is_t
     half = load_params(tiny_model, dtype=jnp.bfloat16, shardings=where)
     whole = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), tiny_params)
     assert params_fingerprint(half) == params_fingerprint(whole)
-    with pytest.raises(AyaError, match="parameter 'score' is missing; config.json and params/ do"):
+    with pytest.raises(
+        AyaError, match=r"parameter 'score' is missing; config\.json and params/ do"
+    ):
         load_params(tiny_model, shardings={**where, "score": where["embedding"]})
     where.pop("embedding")
     with pytest.raises(AyaError, match="parameter 'embedding' has no place in the model"):

@@ -92,6 +92,7 @@ def _joined(a: Sums, b: Sums) -> Sums:
 
     (total_a, moment_a), (total_b, moment_b) = shrunk(a), shrunk(b)
     moment = None if moment_a is None or moment_b is None else moment_a + moment_b
-    known = a.best is not None and b.best is not None
-    best = jnp.where(b.top > a.top, b.best, a.best) if known else None
+    best = None
+    if a.best is not None and b.best is not None:
+        best = jnp.where(b.top > a.top, b.best, a.best)
     return Sums(top, total_a + total_b, a.picked + b.picked, moment, best)
