@@ -53,7 +53,9 @@ def _run(parser: Parser) -> Callable[[Args], None]:
 
 
 def _plan(parser: Parser) -> Callable[[Args], None]:
-    parser.add_argument("config", help="the recipe's gin file; its models and data need not be here")
+    parser.add_argument(
+        "config", help="the recipe's gin file; its models and data need not be here"
+    )
     parser.add_argument(
         "--topology", required=True, help="chips to compile for, such as v5e:8x8 or gpu:8xh100"
     )
