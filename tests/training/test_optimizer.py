@@ -1,4 +1,5 @@
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aya_jax.errors import AyaError
-from aya_jax.training.optimizer import SCHEDULES, AdamW, learning_rate_at
+from aya_jax.training.optimizer import (
+    SCHEDULES,
+    Adafactor,
+    AdamW,
+    learning_rate_at,
+    optimizer,
+)
 
 SHAPES = {
     "embedding": (7, 4),
@@ -132,3 +139,52 @@ def test_schedules_are_their_formulas(steps, warmup, schedule, final):
 def test_an_unknown_schedule_is_told_with_the_nearest():
     with pytest.raises(AyaError, match=r"train.schedule.*'cosin'.*did you mean 'cosine'"):
         learning_rate_at(0, peak=1.0, steps=2, warmup=0.0, schedule="cosin", final=0.0)
+
+
+def test_moments_in_bfloat16_change_the_update_by_their_rounding():
+    rng = np.random.default_rng(2)
+    params, grads = draw(rng, 1.0), [draw(rng, 1.0) for _ in range(5)]
+    updates = {}
+    for dtype in ("float32", "bfloat16"):
+        transform = AdamW(moment_dtype=dtype).transform()
+        state = transform.init(params)
+        for each in grads:
+            found, state = transform.update(each, state, params)
+        moments = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+        assert {x.dtype.name for x in moments} == {dtype}
+        updates[dtype] = named(found)
+    for name, exact in updates["float32"].items():
+        rounded = updates["bfloat16"][name]
+        assert not np.array_equal(rounded, exact)
+        np.testing.assert_allclose(rounded, exact, rtol=0.05, atol=0.02, err_msg=name)
+
+
+def test_adafactor_is_its_algorithm_and_keeps_rows_and_columns():
+    """Shazeer and Stern (arXiv 1804.04235), algorithm 4, in NumPy."""
+    rng = np.random.default_rng(3)
+    params = {"matrix": rng.normal(size=(130, 200)).astype(np.float32)}
+    transform = Adafactor(clip_norm=1e9).transform()
+    state = transform.init(params)
+    assert sum(x.size for x in jax.tree.leaves(state)) < 130 + 200 + 10
+    rows, columns = np.zeros(130), np.zeros(200)
+    for t in range(1, 5):
+        g = (10.0 ** (t - 3) * rng.normal(size=(130, 200))).astype(np.float32)
+        found, state = transform.update({"matrix": jnp.asarray(g)}, state, params)
+        decay, squares = 1 - t**-0.8, g.astype(np.float64) ** 2 + 1e-30
+        rows = decay * rows + (1 - decay) * squares.mean(1)
+        columns = decay * columns + (1 - decay) * squares.mean(0)
+        update = g / np.sqrt(np.outer(rows, columns) / rows.mean())
+        update /= max(1.0, np.sqrt((update**2).mean()))
+        np.testing.assert_allclose(found["matrix"], update, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"name": "adamv"}, "optimizer.name: unknown 'adamv'; did you mean 'adamw'?"),
+        ({"moment_dtype": "float16"}, "optimizer.moment_dtype: unknown dtype 'float16'; did you"),
+    ],
+)
+def test_an_unknown_optimizer_is_told(given, told):
+    with pytest.raises(AyaError, match=re.escape(told)):
+        optimizer(**given)
