@@ -87,16 +87,20 @@ def weight(
 
 
 def _whole(matrix: Matrix, axes: tuple[str, ...], dtype: Any) -> Matrix:
-    """Return a matrix that is gathered from the devices; the small factors of a `LowRank` are not."""
+    """Return a matrix that is gathered from the devices; the small factors of a `LowRank` are not.
+
+    What is frozen stays in the dtype that it is held in: `contract` casts it in either pass, so that no copy
+    is kept.
+    """
     if isinstance(matrix, LowRank):
-        return replace(matrix, base=_base(matrix.base, axes, dtype))
-    return _base(matrix, axes, dtype)
+        return replace(matrix, base=_held(matrix.base, axes))
+    return _held(matrix, axes) if isinstance(matrix, Int8) else gathered(matrix, axes, dtype)
 
 
-def _base(matrix: jax.Array | Int8, axes: tuple[str, ...], dtype: Any) -> jax.Array | Int8:
+def _held(matrix: jax.Array | Int8, axes: tuple[str, ...]) -> jax.Array | Int8:
     if isinstance(matrix, Int8):
         return replace(matrix, values=gathered(matrix.values, axes, jnp.int8))
-    return gathered(matrix, axes, dtype)
+    return gathered(matrix, axes, matrix.dtype)
 
 
 def contract(x: jax.Array, matrix: Matrix, inputs: int = 1, *, dtype: Any = None) -> jax.Array:
