@@ -86,7 +86,12 @@ class TrainStore:
         self.wait()
         trees = {"params": state.params, "rest": _named(state._replace(params=None))}
         partial = Path(by_lead(lambda: str(self._begin(step))))
-        self._saving = self._thread.submit(self._finish, step, TreeWriter(partial, trees))
+        try:
+            writer = TreeWriter(partial, trees)
+        except BaseException:
+            _clear(partial)
+            raise
+        self._saving = self._thread.submit(self._finish, step, writer)
 
     def wait(self) -> None:
         """Wait until all that was saved is on the disk.
@@ -124,8 +129,7 @@ class TrainStore:
                 lambda: self._commit(step, writer.directory) if is_lead() else None,
             )
         except BaseException:
-            if is_lead():
-                shutil.rmtree(writer.directory, ignore_errors=True)
+            _clear(writer.directory)
             raise
 
     def _commit(self, step: int, partial: Path) -> None:
@@ -198,6 +202,12 @@ class TrainStore:
         """
         self.wait()
         return open_slices(self._place(step), "params")
+
+
+def _clear(partial: Path) -> None:
+    """Give back the room of a checkpoint that is not to be whole."""
+    if is_lead():
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _named(rest: Any) -> dict[str, Any]:
