@@ -84,7 +84,7 @@ def test_what_an_encoder_decoder_cannot_do(published, aya, shelf, tmp_path):
     asked = {"pool": (), "clusters": {}, "positions": None, "answer": 1, "evaluated": 1}
     with pytest.raises(AyaError, match="the recipe's base model needs a decoder"):
         check(
-            SimpleNamespace(inputs={"base": bare}),
+            SimpleNamespace(directory=tmp_path, inputs={"base": bare}),
             reader="base",
             max_length=8,
             max_pair_length=8,
