@@ -1,13 +1,10 @@
 """`report.json` to `report.html`: one file that needs nothing else, the same for the same report."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-
 from aya_jax.report import curves, gains, heatmap, intervals, lineage, routing, samples, times
+from aya_jax.report.environment import page_template
 from aya_jax.report.headline import sentence, tiles
 from aya_jax.report.order import in_order
 from aya_jax.report.words import (
@@ -29,21 +26,6 @@ Report = Mapping[str, Any]
 REWARD_MODELS = {"reward": "reward model", "judge": "unused judge"}
 
 
-@cache
-def _template() -> Template:
-    place = FileSystemLoader(Path(__file__).parent / "templates")
-    environment = Environment(
-        loader=place,
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(label=label, zip=zip)
-    return environment.get_template("page.html")
-
-
 def render(report: Report) -> str:
     """Return the page of a run or of a study.
 
@@ -59,7 +41,7 @@ def render(report: Report) -> str:
     codes = _codes(models)
     names = {code: language_name(code, languages) for code in codes}
     made = report.get("lineage", {})
-    return _template().render(
+    return page_template("page.html").render(
         title=f"{report.get('recipe', 'run')}: what each step of the recipe gained",
         recipe=report.get("recipe", "run"),
         seeds=list(seeds),

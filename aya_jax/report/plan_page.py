@@ -1,28 +1,11 @@
 """The plan of `aya plan` as one page that needs nothing else, the same for the same plan."""
 
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-
 from aya_jax.report import plan_rows
+from aya_jax.report.environment import page_template
 from aya_jax.report.words import duration
-
-
-@cache
-def _template() -> Template:
-    place = FileSystemLoader(Path(__file__).parent / "templates")
-    environment = Environment(
-        loader=place,
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("plan.html")
 
 
 def render_plan(plan: Mapping[str, Any]) -> str:
@@ -34,7 +17,7 @@ def render_plan(plan: Mapping[str, Any]) -> str:
     programs = plan_rows.grouped(plan["stages"])
     bounded = [(p, s) for p, s in programs if p.get("step_seconds_bound") is not None]
     total = plan["total"]
-    return _template().render(
+    return page_template("plan.html").render(
         plan=plan,
         title=f"{plan['recipe']} on {plan['topology']}",
         bars=[_bar(program, stages) for program, stages in programs],
