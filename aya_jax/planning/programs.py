@@ -106,15 +106,15 @@ class Training:
         program = step(self.objective, self.optimizer, *place, self.accumulate, self.lora)
         head = self.objective.reward_head
         params: Any = abstract_params(self.config, reward_head=head)
-        base: tuple[Any, ...] = ()
+        frozen: tuple[Any, ...] = (params,) if self.objective.held_reference else ()
         if self.lora is not None:
             lora, whole = self.lora, params
             params = jax.eval_shape(
                 lambda whole: init_adapters(lora, whole, jax.random.key(0)), whole
             )
-            base = (jax.eval_shape(lambda whole: freeze(lora, whole), whole),)
+            frozen = (jax.eval_shape(lambda whole: freeze(lora, whole), whole), *frozen)
         state = jax.eval_shape(program.init, params)
-        return program.step, (state, self._batch(), jax.ShapeDtypeStruct((), jnp.float32), *base)
+        return program.step, (state, self._batch(), jax.ShapeDtypeStruct((), jnp.float32), *frozen)
 
     def _batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         def rows(prefix: str, names: str, length: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -132,7 +132,7 @@ class Training:
             return rows("", f"{columns} languages", self.length) | (inputs if self.inputs else {})
         batch = {**rows("chosen_", columns, self.length), **rows("rejected_", columns, self.length)}
         batch["languages"] = jax.ShapeDtypeStruct((self.rows,), jnp.int32)
-        if not self.objective.reward_head:
+        if not (self.objective.reward_head or self.objective.held_reference):
             one = jax.ShapeDtypeStruct((self.rows,), jnp.float32)
             batch |= {"reference_chosen": one, "reference_rejected": one}
         return batch
@@ -157,14 +157,15 @@ class Training:
 
     def model_flops(self, place: Place) -> int:
         """See `Work`."""
-        return train_flops(
-            self.config,
-            self._both,
-            self.length,
-            inputs=self.inputs,
-            logits=self._logits(),
-            frozen=self.lora is not None,
+        rows, inputs, logits = self._both, self.inputs, self._logits()
+        frozen = self.lora is not None
+        trained = train_flops(
+            self.config, rows, self.length, inputs=inputs, logits=logits, frozen=frozen
         )
+        if not self.objective.held_reference:
+            return trained
+        asked = forward_flops(self.config, rows, self.length, inputs=inputs, logits=logits)
+        return trained + asked.total
 
     def executed_flops(self, place: Place) -> int:
         """See `Work`."""
@@ -185,7 +186,8 @@ class Training:
 
     def weight_passes(self) -> int:
         """See `Work`."""
-        return self.accumulate * (2 + RECOMPUTED[self.remat][0])
+        held = 1 if self.objective.held_reference else 0
+        return self.accumulate * (2 + RECOMPUTED[self.remat][0] + held)
 
 
 @dataclass(frozen=True)

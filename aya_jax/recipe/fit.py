@@ -68,6 +68,7 @@ def fit(
     tokenizer: Tokenizer,
     work: Work,
     lora: LoRA | None = None,
+    reference: Params | None = None,
 ) -> dict[str, Any]:
     """Train, and turn the work folder into a model directory; return the last step's figures.
 
@@ -81,7 +82,17 @@ def fit(
         # `lineage.json` comes last: an attempt that was killed after it has left the model whole, and
         # of its checkpoints perhaps a part.
         if not by_lead((work.directory / "lineage.json").exists):
-            _train(objective, start, arrays, data, tokenizer, store=store, work=work, lora=lora)
+            _train(
+                objective,
+                start,
+                arrays,
+                data,
+                tokenizer,
+                store=store,
+                work=work,
+                lora=lora,
+                reference=reference,
+            )
             averaged = store.steps()[-last:]
             lineage = {
                 "stage": work.stage,
@@ -131,6 +142,7 @@ def _train(
     store: TrainStore,
     work: Work,
     lora: LoRA | None,
+    reference: Params | None,
 ) -> None:
     """Train from the newest checkpoint in `store`, and write the curves."""
     incidents = Incidents(work.directory / "incidents", describe=_texts(tokenizer, data))
@@ -167,6 +179,7 @@ def _train(
             observe=observe,
             telemetry=watch,
             lora=lora,
+            reference=reference,
             optimizer=optimizer(),
             languages=languages_of(record for record in data if isinstance(record, dict)),
         )

@@ -13,6 +13,8 @@ from aya_jax.models.remat import POLICIES
 from aya_jax.training.objectives import DPO, Reward
 
 DTYPES = ("float32", "bfloat16")
+# Where DPO gets the log-probabilities that it holds its policy to.
+REFERENCES = ("precomputed", "held")
 
 
 @gin.configurable
@@ -92,6 +94,7 @@ def dpo_objective(
     variant: str = "sigmoid",
     label_smoothing: float = 0.0,
     sft_weight: float = 0.0,
+    reference: str = "precomputed",
 ) -> DPO:
     """Return DPO's objective with the settings of its stage.
 
@@ -99,8 +102,18 @@ def dpo_objective(
       config: the decoder.
       beta, variant, label_smoothing: see `losses.dpo.dpo_loss`.
       sft_weight: see `training.objectives.DPO`.
+      reference: `precomputed`, its log-probabilities worked out once, before training, and kept with the
+        data; or `held`, the model itself on the devices, asked at each step.
+
+    Raises:
+      AyaError: an unknown `reference`.
     """
-    return DPO(config, beta, variant, label_smoothing, sft_weight, **activations())
+    if reference not in REFERENCES:
+        raise AyaError(
+            f"dpo_objective.reference: unknown {reference!r}{nearest(reference, REFERENCES)}"
+        )
+    held = {"held_reference": reference == "held"}
+    return DPO(config, beta, variant, label_smoothing, sft_weight, **held, **activations())
 
 
 @gin.configurable

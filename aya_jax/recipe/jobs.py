@@ -190,14 +190,15 @@ def dpo(
 ) -> dict[str, Any]:
     """Preference-train on `prompt`, `chosen` and `rejected`.
 
-    The log-probabilities of the reference are computed once, before training.
+    The log-probabilities of the reference are computed once, before training, unless
+    `dpo_objective.reference` has it held.
 
     Args:
       model: a language model, where training starts.
       pairs: with `chosen` and `rejected`.
       work: see `Work`.
-      reference: what the policy is held to; the model itself if absent. Its memory is given back
-        before training: it cannot be used afterwards.
+      reference: what the policy is held to; the model itself if absent. Its memory is given back: it
+        cannot be used afterwards.
 
     Returns:
       `pairs`, `steps` and the last figures.
@@ -210,9 +211,11 @@ def dpo(
     pairs, objective = mixture(pairs), dpo_objective(config)
     arrays, made_of = _pairs(model, pairs, work)
     reference = reference or model
-    arrays |= reference_logprobs(reference, arrays, work.directory, made_of, dtype=objective.dtype)
-    if reference is not model:
-        free(reference.params)
+    if not objective.held_reference:
+        kept = reference_logprobs(reference, arrays, work.directory, made_of, dtype=objective.dtype)
+        arrays |= kept
+        if reference is not model:
+            free(reference.params)
     figures = fit(
         objective,
         model.params,
@@ -223,6 +226,7 @@ def dpo(
         tokenizer=model.tokenizer,
         work=work,
         lora=lora_settings(),
+        reference=reference.params if objective.held_reference else None,
     )
     return {"pairs": len(pairs), **figures}
 

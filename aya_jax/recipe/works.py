@@ -117,7 +117,8 @@ class Works:
         elif task in (tasks.sft, tasks.teacher):
             yield self._training(stage, base, self._examples(stage, given))
         elif task is tasks.dpo:
-            yield self._reference(base, self._examples(stage, given))
+            if settings_of(job_settings.dpo_objective, stage.scope)["reference"] == "precomputed":
+                yield self._reference(base, self._examples(stage, given))
             yield self._training(stage, base, self._examples(stage, given))
         elif task is tasks.reward:
             yield self._training(stage, base, UNKNOWN)

@@ -49,7 +49,7 @@ class Store(Protocol):
 @gin.configurable(
     denylist=[
         *("objective", "params", "arrays", "store", "incidents", "observe", "telemetry", "lora"),
-        *("optimizer", "languages"),
+        *("optimizer", "languages", "reference"),
     ]
 )
 def train(
@@ -64,6 +64,7 @@ def train(
     lora: LoRA | None = None,
     optimizer: Optimizer,
     languages: Sequence[str] = (),
+    reference: Params | None = None,
     steps: int | None = None,
     epochs: float = 1.0,
     batch_size: int = 16,
@@ -86,8 +87,8 @@ def train(
 
     Args:
       objective: the loss.
-      params: where training starts. Their memory is given back, but for LoRA's base: they cannot be
-        used afterwards.
+      params: where training starts. Their memory is given back, but for LoRA's base and a reference:
+        they cannot be used afterwards.
       arrays: training rows, equal first axes.
       store: keeps the train state, every `checkpoint_every` steps and at the end.
       incidents: where the batches of bad steps go, and the stacks of a stuck one.
@@ -96,6 +97,7 @@ def train(
       lora: what is trained on top of `params`; if absent, they are.
       optimizer: what turns gradients into updates.
       languages: names of those that the array `languages` numbers from 1; `loss/NAME` is told of each.
+      reference: the parameters of an objective's held reference, perhaps `params` themselves.
       steps: number of updates; if absent, `epochs` passes over the rows.
       epochs: passes over the data where `steps` is absent.
       batch_size: rows an update, over all processes and micro-batches.
@@ -122,7 +124,7 @@ def train(
         care.guard,
     )
     _check_batch(batch_size, accumulate, program)
-    state, base = _begin(program, params, lora, seed)
+    state, frozen = _begin(program, params, lora, seed, reference)
     done = kept = store.latest_step()
     if done is not None:
         # The memory has no room for two states: what was begun makes way.
@@ -175,7 +177,7 @@ def train(
                 raise Preempted(f"saved at step {step}")
             with watch.waiting():
                 rows = next(batches)
-            state, metrics = advance(state, rows, jnp.float32(rate(step)), *base)
+            state, metrics = advance(state, rows, jnp.float32(rate(step)), *frozen)
             watch.step(step + 1, metrics)
             unread.append((step + 1, metrics))
             # While the device is at one step the next is made ready, and no process is further ahead.
@@ -215,13 +217,18 @@ def _check_batch(batch_size: int, accumulate: int, program: Program) -> None:
 
 
 def _begin(
-    program: Program, params: Params, lora: LoRA | None, seed: int
+    program: Program, params: Params, lora: LoRA | None, seed: int, reference: Params | None
 ) -> tuple[TrainState, tuple[Params, ...]]:
-    """Return the state before the first step, and the frozen base where there is one."""
+    """Return the state before the first step, and what the steps leave whole: see `Program`."""
+    held: tuple[Params, ...] = ()
+    if program.reference_sharding is not None:
+        assert reference is not None, "an objective with a held reference needs its parameters"
+        held = (jax.device_put(reference, program.reference_sharding),)
     if lora is None:
         state = program.init(params)
-        free(params)
-        return state, ()
+        if reference is not params:
+            free(params)
+        return state, held
     base = jax.device_put(freeze(lora, params), program.base_sharding)
     begin = jax.jit(partial(init_adapters, lora), out_shardings=program.param_sharding)
-    return program.init(begin(params, jax.random.key(seed))), (base,)
+    return program.init(begin(params, jax.random.key(seed))), (base, *held)

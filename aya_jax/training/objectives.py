@@ -37,13 +37,32 @@ class Objective(Hashable, Protocol):
         """Whether the parameters have a scalar head."""
         ...
 
+    @property
+    def held_reference(self) -> bool:
+        """Whether a step is given a second model, which `reference` asks."""
+        ...
+
+    def reference(self, params: Params, batch: Arrays) -> Arrays:
+        """Return the columns of the batch that the second model gives."""
+        ...
+
     def __call__(self, params: Params, batch: Arrays) -> Total:
         """Return the summed loss, the count and the metrics of the batch."""
         ...
 
 
+class _Alone:
+    """An objective that holds its model to no other."""
+
+    held_reference = False
+
+    def reference(self, params: Params, batch: Arrays) -> Arrays:
+        """See `Objective`."""
+        return {}
+
+
 @dataclass(frozen=True)
-class SFT:
+class SFT(_Alone):
     """Negative log-likelihood of completion tokens in packed rows."""
 
     config: ModelConfig
@@ -87,7 +106,11 @@ def _pairs(batch: Arrays) -> tuple[Batch, jax.Array]:
 
 @dataclass(frozen=True)
 class DPO:
-    """Preference optimisation against reference log-probabilities kept with the data."""
+    """Preference optimisation against a reference: log-probabilities kept with the data, or a held model.
+
+    A held reference lies on the devices beside the policy, split as it is, and its forward pass is part of each
+    step; with the log-probabilities kept there is neither.
+    """
 
     config: DecoderConfig
     beta: float
@@ -96,7 +119,23 @@ class DPO:
     sft_weight: float = 0.0
     dtype: Any = jnp.float32
     remat: str = "none"
+    held_reference: bool = False
     reward_head: bool = False
+
+    def reference(self, params: Params, batch: Arrays) -> Arrays:
+        """Return float32 [P] `reference_chosen` and `reference_rejected` of a held reference.
+
+        `batch`: chosen_* and rejected_* rows [P, T].
+        """
+        chosen, rejected = self._logprobs(params, batch)
+        return {"reference_chosen": chosen, "reference_rejected": rejected}
+
+    def _logprobs(self, params: Params, batch: Arrays) -> tuple[jax.Array, jax.Array]:
+        """Return float32 [P] twice: the summed log-probabilities of chosen and of rejected completions."""
+        rows, mask = _pairs(batch)
+        each = target_logprobs(self.config, params, rows, mask, dtype=self.dtype, remat=self.remat)
+        chosen, rejected = each.sum(-1).reshape(-1, 2).T
+        return chosen, rejected
 
     def __call__(self, params: Params, batch: Arrays) -> Total:
         """`batch`: chosen_* and rejected_* rows [P, T], reference_chosen, _rejected and languages [P].
@@ -104,9 +143,7 @@ class DPO:
         `sft_weight` adds the mean negative log-likelihood of each chosen completion
         (RPO, arXiv 2404.19733, equation 1), which keeps its likelihood from falling.
         """
-        rows, mask = _pairs(batch)
-        each = target_logprobs(self.config, params, rows, mask, dtype=self.dtype, remat=self.remat)
-        chosen, rejected = each.sum(-1).reshape(-1, 2).T
+        chosen, rejected = self._logprobs(params, batch)
         total = dpo_loss(
             chosen,
             rejected,
@@ -124,7 +161,7 @@ class DPO:
 
 
 @dataclass(frozen=True)
-class Reward:
+class Reward(_Alone):
     """Bradley-Terry on pairs, for the decoder with a scalar head."""
 
     config: DecoderConfig

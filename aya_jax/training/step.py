@@ -36,11 +36,11 @@ class TrainState(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A compiled step with the shardings of what it takes: `step(state, batch, lr)`.
+    """A compiled step with the shardings of what it takes: `step(state, batch, lr, *frozen)`.
 
     `init` takes parameters in any dtype, of which it makes float32 ones.
-    With LoRA it also takes the frozen base, `step(state, batch, lr, base)`, which it leaves whole;
-    without, `base_sharding` is None.
+    `frozen` is what the step leaves whole: with LoRA the base, and then of an objective with a held
+    reference that one's parameters; the sharding of what there is not is None.
     """
 
     init: Callable[[Params], TrainState]
@@ -48,6 +48,7 @@ class Program(NamedTuple):
     batch_sharding: jax.sharding.NamedSharding
     param_sharding: Any
     base_sharding: Any
+    reference_sharding: Any
 
 
 @lru_cache(maxsize=16)
@@ -79,6 +80,7 @@ def train_program(
     trained = axes if lora is None else adapter_axes(lora, axes)
     param_sharding = shardings(trained, mesh, rules)
     base_sharding = None if lora is None else shardings(frozen_axes(lora, axes), mesh, rules)
+    reference_sharding = shardings(axes, mesh, rules) if objective.held_reference else None
     whole = replicated(mesh)
 
     def fresh(params: Params) -> TrainState:
@@ -108,9 +110,13 @@ def train_program(
 
     state_sharding = place(jax.eval_shape(fresh, shapes))
 
-    def gradients(params: Params, batch: Arrays, *base: Params) -> tuple[Params, Any]:
+    def gradients(params: Params, batch: Arrays, *frozen: Params) -> tuple[Params, Any]:
+        if objective.held_reference:
+            with placed_on(mesh, rules):
+                batch = batch | objective.reference(frozen[-1], batch)
+
         def loss(params: Params) -> tuple[jax.Array, Any]:
-            whole = params if lora is None else join(lora, base[0], params)
+            whole = params if lora is None else join(lora, frozen[0], params)
             with placed_on(mesh, rules):
                 total = objective(whole, batch)
             return total.loss, total
@@ -120,10 +126,10 @@ def train_program(
         return jax.lax.with_sharding_constraint(grads, param_sharding), total
 
     def step(
-        state: TrainState, batch: Arrays, learning_rate: jax.Array, *base: Params
+        state: TrainState, batch: Arrays, learning_rate: jax.Array, *frozen: Params
     ) -> tuple[TrainState, Metrics]:
         if accumulate == 1:
-            grads, total = gradients(state.params, batch, *base)
+            grads, total = gradients(state.params, batch, *frozen)
         else:
             # Every so many rows make a micro-batch: so each device's own rows stay where they are.
             micro = jax.tree.map(
@@ -131,11 +137,13 @@ def train_program(
             )
             zeros = jax.tree.map(
                 lambda x: jnp.zeros(x.shape, x.dtype),
-                jax.eval_shape(gradients, state.params, jax.tree.map(lambda x: x[0], micro), *base),
+                jax.eval_shape(
+                    gradients, state.params, jax.tree.map(lambda x: x[0], micro), *frozen
+                ),
             )
 
             def body(carry: Any, part: Arrays) -> tuple[Any, None]:
-                grads, total = gradients(state.params, part, *base)
+                grads, total = gradients(state.params, part, *frozen)
                 return (jax.tree.map(jnp.add, carry[0], grads), add(carry[1], total)), None
 
             (grads, total), _ = jax.lax.scan(body, zeros, micro)
@@ -161,16 +169,17 @@ def train_program(
         return TrainState(state.step + 1, params, opt_state, seen), metrics
 
     rows = batch_sharding(mesh, rules)
-    given = (state_sharding, rows, None)
+    frozen_sharding = [each for each in (base_sharding, reference_sharding) if each is not None]
     return Program(
         jax.jit(fresh, in_shardings=(param_sharding,), out_shardings=state_sharding),
         jax.jit(
             step,
-            in_shardings=given if lora is None else (*given, base_sharding),
+            in_shardings=(state_sharding, rows, None, *frozen_sharding),
             out_shardings=(state_sharding, whole),
             donate_argnums=0,
         ),
         rows,
         param_sharding,
         base_sharding,
+        reference_sharding,
     )

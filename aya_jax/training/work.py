@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aya_jax.models.flops import train_flops
+from aya_jax.models.flops import forward_flops, train_flops
 from aya_jax.training.objectives import Objective
 
 # The prompts of an encoder-decoder, beside the completions that have no prefix.
@@ -24,7 +24,8 @@ def row_work(
 ) -> RowWork:
     """Count what the data hold; whatever is computed for padding, or twice, is not counted.
 
-    Attention is that within documents, logits are those of learnt tokens; see `models.flops`.
+    Attention is that within documents, logits are those of learnt tokens; see `models.flops`. A held
+    reference adds its forward pass.
 
     Args:
       objective: what is trained, and on which model.
@@ -32,6 +33,11 @@ def row_work(
       frozen: whether only adapters are trained, as with LoRA.
     """
     config, tokens, flops = objective.config, 0, 0
+
+    def of_a_step(rows: int, length: int, **sizes: int) -> int:
+        held = forward_flops(config, rows, length, **sizes).total if objective.held_reference else 0
+        return train_flops(config, rows, length, frozen=frozen, **sizes) + held
+
     places = [name.removesuffix("tokens") for name in arrays if name.endswith("tokens")]
     for place in places:
         if place == INPUTS:
@@ -41,12 +47,10 @@ def row_work(
             *np.unique(sizes, axis=0, return_counts=True), strict=True
         ):
             tokens += int(count) * int(length + inputs)
-            flops += int(count) * train_flops(
-                config, 1, int(length), inputs=int(inputs), logits=0, frozen=frozen
-            )
+            flops += int(count) * of_a_step(1, int(length), inputs=int(inputs), logits=0)
         if not objective.reward_head:
             learnt = int(np.count_nonzero(arrays[f"{place}mask"]))
-            flops += train_flops(config, 0, 0, logits=learnt, frozen=frozen)
+            flops += of_a_step(0, 0, logits=learnt)
     rows = len(arrays[f"{places[0]}tokens"])
     return RowWork(tokens / rows, flops / rows)
 
@@ -56,10 +60,8 @@ def _document_sizes(segments: np.ndarray, inputs: np.ndarray | None) -> np.ndarr
     most = int(max(segments.max(), 0 if inputs is None else inputs.max())) + 1
 
     def sizes(ids: np.ndarray) -> np.ndarray:
-        numbered = ids + most * np.arange(len(ids))[:, None]
-        return np.bincount(numbered.ravel(), minlength=most * len(ids)).reshape(len(ids), most)[
-            :, 1:
-        ]
+        # Row by row: numbers over all rows would be a copy of them all, in 64 bits.
+        return np.stack([np.bincount(row, minlength=most)[1:] for row in ids])
 
     lengths = sizes(segments)
     pairs = np.stack([lengths, np.zeros_like(lengths) if inputs is None else sizes(inputs)], -1)

@@ -51,10 +51,17 @@ def test_sft(aya, shelf, tmp_path):
 
 def test_dpo_with_and_without_a_reference(aya, shelf, tmp_path):
     made = {}
-    references = {"own": (), "same": (shelf.model,), "other": (shelf.other,)}
-    for name, reference in references.items():
+    other = ("--reference", shelf.other)
+    held = ("--gin_bindings", "dpo_objective.reference = 'held'")
+    references = {
+        "own": (),
+        "same": ("--reference", shelf.model),
+        "other": other,
+        "own, held": held,
+        "other, held": (*other, *held),
+    }
+    for name, given in references.items():
         out = tmp_path / name
-        given = [word for path in reference for word in ("--reference", path)]
         status, told, _ = aya(
             "dpo", "--model", shelf.model, "--data", shelf.pairs, "--out", out, *given
         )
@@ -64,6 +71,8 @@ def test_dpo_with_and_without_a_reference(aya, shelf, tmp_path):
         made[name] = leaves(out)
     for name, leaf in made["own"].items():
         np.testing.assert_array_equal(made["same"][name], leaf)
+        np.testing.assert_allclose(made["own, held"][name], leaf, atol=1e-5)
+        np.testing.assert_allclose(made["other, held"][name], made["other"][name], atol=1e-5)
     assert any((made["other"][name] != leaf).any() for name, leaf in made["own"].items())
 
 

@@ -46,6 +46,7 @@ OBJECTIVES = {
     "sft": SFT(CONFIG),
     "experts": SFT(EXPERTS),
     "dpo": DPO(CONFIG, beta=0.3, sft_weight=0.2),
+    "dpo, reference held": DPO(CONFIG, beta=0.3, sft_weight=0.2, held_reference=True),
     "reward": Reward(CONFIG, center_coefficient=0.05, sft_weight=0.2),
 }
 ATTENTION = ("q", "k", "v", "o")
@@ -97,18 +98,22 @@ def run(name, shape, accumulate):
     for each in lora:
         adapters = init_adapters(each, start, jax.random.key(0))
         start = jax.tree.map(lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32), adapters)
+    held = []
+    if objective.held_reference:
+        other = jax.tree.map(lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32), shapes)
+        held = [jax.device_put(other, program.reference_sharding)]
     state, metrics, moments = program.init(start), [], None
     for _ in range(STEPS):
         batch = rows(rng) if isinstance(objective, SFT) else pairs(rng)
         batch = jax.device_put(batch, program.batch_sharding)
-        state, figures = program.step(state, batch, jnp.float32(0.01), *base)
+        state, figures = program.step(state, batch, jnp.float32(0.01), *base, *held)
         metrics.append({name: float(value) for name, value in figures.items()})
         if moments is None:
             moments = jax.tree.map(np.asarray, state.opt_state)
     assert program.step._cache_size() == 1
     first = jax.devices()[0]
     # Adapters are small, and their rank is not split.
-    leaves = jax.tree.leaves(base or (state.params, state.opt_state))
+    leaves = jax.tree.leaves(base or (state.params, state.opt_state, held))
     here = [s.data.nbytes for x in leaves for s in x.addressable_shards if s.device == first]
     tokens = next(array for name, array in batch.items() if name.endswith("tokens"))
     return {

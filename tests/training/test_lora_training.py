@@ -129,6 +129,30 @@ def test_an_update_is_that_of_the_adapters_in_the_merged_model(name, request):
     np.testing.assert_allclose(figures["grad_norm"], norm, rtol=1e-5)
 
 
+def test_a_held_reference_is_another_model_beside_the_base(
+    config, params, make_params, pair_arrays
+):
+    batch, other = pair_arrays(4), make_params(8)
+    held = DPO(config, beta=0.3, held_reference=True)
+    kept = DPO(config, beta=0.3)
+    told = {**batch, **jax.jit(held.reference)(other, batch)}
+    adapters, states = random_adapters(LORA, params), []
+    for objective, rows in ((kept, told), (held, batch)):
+        program = program_of(objective, LORA)
+        frozen = [jax.device_put(freeze(LORA, params), program.base_sharding)]
+        if objective.held_reference:
+            frozen.append(jax.device_put(other, program.reference_sharding))
+        states.append(one_step(program, adapters, rows, *frozen))
+    (state, figures), (held_state, held_figures) = states
+    assert held_figures.keys() == figures.keys()
+    for metric, value in figures.items():
+        np.testing.assert_allclose(held_figures[metric], value, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(
+        jax.tree.leaves(gradients_of(held_state)), jax.tree.leaves(gradients_of(state)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
 def test_micro_batches_give_the_update_of_the_whole_batch(config, params, sft_arrays):
     batch, adapters, results = sft_arrays(4), random_adapters(INT8, params), []
     for accumulate in (1, 4):

@@ -107,8 +107,9 @@ def test_what_is_not_learnt_is_not_counted(config, params, make_examples):
     assert plain == changed
 
 
+@pytest.mark.parametrize("held", [False, True])
 def test_dpo_is_the_formula_on_the_models_own_likelihoods(
-    config, params, make_params, pair_arrays, completion_logprobs
+    config, params, make_params, pair_arrays, completion_logprobs, held
 ):
     arrays = pair_arrays(5)
     examples = pairs_of(arrays)
@@ -117,9 +118,13 @@ def test_dpo_is_the_formula_on_the_models_own_likelihoods(
         side: np.array([sum(x) for x in completion_logprobs(make_params(8), examples[side])])
         for side in SIDES
     }
-    arrays.update({f"reference_{side}": reference[side].astype(np.float32) for side in SIDES})
     beta, weight = 0.7, 0.3
-    total = jax.jit(DPO(config, beta=beta, sft_weight=weight))(params, arrays)
+    objective = DPO(config, beta=beta, sft_weight=weight, held_reference=held)
+    if held:
+        told = jax.jit(objective.reference)(make_params(8), arrays)
+    else:
+        told = {f"reference_{side}": reference[side].astype(np.float32) for side in SIDES}
+    total = jax.jit(objective)(params, {**arrays, **told})
     summed = {side: np.array([sum(x) for x in policy[side]]) for side in SIDES}
     chosen, rejected = (beta * (summed[side] - reference[side]) for side in SIDES)
     loss = np.logaddexp(0, -(chosen - rejected))

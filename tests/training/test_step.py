@@ -143,6 +143,7 @@ MESHES = {
 SPREAD = [
     *(("sft", mesh) for mesh in ("data", "fsdp", "tensor", "all", "accumulated")),
     *((objective, "sequence and all") for objective in ("sft", "experts", "dpo")),
+    ("dpo, reference held", "accumulated"),
     ("sft", "sequence"),
     *(("experts", mesh) for mesh in ("fsdp", "expert", "expert and all")),
     *((objective, mesh) for objective in ("dpo", "reward") for mesh in ("tensor", "all")),

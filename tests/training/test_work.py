@@ -48,6 +48,14 @@ def test_pairs_count_both_sides(config, params, pair_arrays):
     assert row_work(DPO(config, 0.1), arrays) == pytest.approx((tokens / 6, flops / 6))
 
 
+def test_a_held_reference_adds_a_forward_pass(config, pair_arrays):
+    arrays = pair_arrays(6)
+    alone = row_work(DPO(config, 0.1), arrays)
+    both = row_work(DPO(config, 0.1, held_reference=True), arrays)
+    assert both.tokens == alone.tokens
+    assert both.flops == pytest.approx(alone.flops * 4 / 3)
+
+
 def test_a_reward_model_has_no_logits(config, params, pair_arrays):
     arrays = pair_arrays(6)
     nothing = np.zeros(1)
