@@ -112,8 +112,15 @@ def dpo_objective(
         raise AyaError(
             f"dpo_objective.reference: unknown {reference!r}{nearest(reference, REFERENCES)}"
         )
-    held = {"held_reference": reference == "held"}
-    return DPO(config, beta, variant, label_smoothing, sft_weight, **held, **activations())
+    return DPO(
+        config,
+        beta,
+        variant,
+        label_smoothing,
+        sft_weight,
+        held_reference=reference == "held",
+        **activations(),
+    )
 
 
 @gin.configurable

@@ -19,6 +19,7 @@ from aya_jax.recipe import plan as planning
 from aya_jax.recipe.works import Works
 from aya_jax.report.plan_page import render_plan
 from aya_jax.sharding.chips import CHIPS
+from aya_jax.sharding.place import gin_place
 
 RECIPE = "tests/recipe/micro.gin"
 # Of models that are all brought, as the real-size recipes have them.
@@ -189,3 +190,17 @@ def test_the_programs_of_a_recipe_that_trains_all_of_its_models(for_this_cpu):
     assert jax.tree.structure(abstract_params(work.config)) is not None
     # Of 4 pairs both sides are read.
     assert work.model_flops(None) == train_flops(work.config, 8, 128)  # type: ignore[arg-type]
+
+
+def test_a_held_reference_is_part_of_the_step(for_this_cpu):
+    planning.gin.clear_config()
+    planning.parse_gin([RECIPE], ["dpo_objective.reference = 'held'"])
+    stages = planning.expanse(present=False).stages
+    stage = next(stage for stage in stages if stage.name == "offline_dpo.western")
+    (part,) = Works(stages).of(stage)
+    assert part.name == "training"
+    # Beside the three passes over both sides of 4 pairs, a fourth that only reads.
+    passes = train_flops(part.work.config, 8, 128) / 3
+    assert part.work.model_flops(None) == 4 * passes  # type: ignore[arg-type]
+    step, arguments = part.work.build(gin_place())
+    step.lower(*arguments)
