@@ -11,11 +11,12 @@ from aya_jax.errors import AyaError
 from aya_jax.progress import Terminal
 from aya_jax.recipe.expanse import expanse
 from aya_jax.recipe.run_directory import RunDirectory
-from aya_jax.recipe.settings import check_scopes, config_text, parse_gin
+from aya_jax.recipe.settings import check_scopes, config_text, effective_settings, parse_gin
 from aya_jax.recipe.stages import execute
 from aya_jax.recipe.study import compare
 from aya_jax.recipe.summary import Finished, report_of, show, write_report
 from aya_jax.sharding.processes import by_lead
+from aya_jax.training.sinks import metric_sinks, require_services
 
 # Scopes of stages that a recipe may leave out; their settings may stand in its file all the same.
 OPTIONAL_SCOPES = ("tokenizer", "base", "reward_prompts", "reward", "judge", "mixed")
@@ -61,7 +62,10 @@ def run_recipe(
 
 def _run(name: str, run_dir: Path, terminal: Terminal) -> tuple[dict[str, Any], Path]:
     recipe = expanse()
-    check_scopes([*OPTIONAL_SCOPES, *(stage.scope for stage in recipe.stages)])
+    scopes = dict.fromkeys(stage.scope for stage in recipe.stages)
+    check_scopes([*OPTIONAL_SCOPES, *scopes])
+    for scope in scopes:
+        require_services(effective_settings([metric_sinks], scope)["metrics.sinks"])
     with RunDirectory(run_dir) as run:
         run.state["recipe"] = {
             "name": name,

@@ -150,6 +150,15 @@ def _imported(service: str) -> Any:
     return module
 
 
+def require_services(names: Sequence[str]) -> None:
+    """Raise `AyaError` for a service that is unknown, or not installed where the lead is."""
+    for name in names:
+        if name not in SERVICES:
+            raise AyaError(f"metrics.sinks: unknown service '{name}'{nearest(name, SERVICES)}")
+        if is_lead():
+            _imported(name)
+
+
 @gin.configurable("metrics", denylist=["name", "group", "directory", "resumed"])
 def metric_sinks(
     *, name: str, group: str, directory: Path, resumed: bool, sinks: Sequence[str] = ()
@@ -163,10 +172,8 @@ def metric_sinks(
       sinks: of `wandb` and `mlflow`.
 
     Raises:
-      AyaError: an unknown service; see `Sinks`.
+      AyaError: see `require_services` and `Sinks`.
     """
-    for sink in sinks:
-        if sink not in SERVICES:
-            raise AyaError(f"metrics.sinks: unknown service '{sink}'{nearest(sink, SERVICES)}")
+    require_services(sinks)
     services = sinks if is_lead() else ()
     return Sinks(services, name=name, group=group, directory=directory, resumed=resumed)

@@ -122,6 +122,12 @@ def test_a_pool_that_only_has_recorded_answers_must_have_one_for_each_prompt(aya
     assert not list(tmp_path.glob("run/stages/base*"))
 
 
+def test_a_service_for_curves_that_nothing_knows(aya_here, tmp_path):
+    told = aya_here(tmp_path / "run", "offline_dpo/metrics.sinks = ['wandbb']")
+    assert "unknown service 'wandbb'; did you mean 'wandb'" in told
+    assert not list(tmp_path.glob("run/stages/*"))
+
+
 def test_teachers_of_one_name(aya_here, tmp_path):
     told = aya_here(
         tmp_path / "run", "expanse.teacher_files = {'west': 'tests/recipe/recorded.jsonl'}"
