@@ -18,17 +18,8 @@ TEXT
 }
 
 every=600
-positional=()
-while (($#)); do
-  case "$1" in
-    --every) value "$@"; every="$2"; shift 2 ;;
-    --dry-run) DRY_RUN=true; shift ;;
-    --help | -h) usage; exit 0 ;;
-    --) shift; break ;;
-    -*) fail "unknown option '$1'; see --help" ;;
-    *) positional+=("$1"); shift ;;
-  esac
-done
+options 'every' '' "$@"
+set -- ${rest[@]+"${rest[@]}"}
 ((${#positional[@]} >= 1)) || fail "BUCKET_DIR is missing, for example gs://mine/runs/8b"
 ((${#positional[@]} == 2)) || fail "RUN_DIR is missing, for example runs/8b"
 (($#)) || fail "COMMAND is missing; give it after --"
@@ -90,10 +81,12 @@ env --default-signal=INT "$@" <&0 &
 child=$!
 (
   # A copy under way when the run ends is finished first.
+  nap=''
   trap 'kill "$nap" 2>/dev/null || true; exit 0' TERM
   trap '' INT HUP
   while :; do
-    sleep "$every" &
+    # One that outlives us, if the signal comes before its number is known, keeps nobody's pipe open.
+    sleep "$every" >/dev/null 2>&1 &
     nap=$!
     wait "$nap" || true
     save >&2 || echo "bucket_run.sh: copying to $bucket failed; the next try is in $every s" >&2

@@ -1,4 +1,4 @@
-# Shared by the launch scripts: one-line errors, required arguments, and commands that --dry-run
+# Shared by the launch scripts: one-line errors, options, required arguments, and commands that --dry-run
 # prints in place of running. Sourced, not run.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -9,9 +9,35 @@ fail() {
   exit 2
 }
 
-# value OPTION REST...: fail unless something follows OPTION.
-value() {
-  (($# >= 2)) || fail "$1 needs a value; see --help"
+# options VALUED FLAGS ARGUMENT...: read a command line. --NAME of the words VALUED puts what follows it into the
+# variable NAME, and one of the words FLAGS makes its variable true; --dry-run and --help all scripts have. What is
+# no option goes into `positional`, and what comes after -- into `rest`.
+options() {
+  local _valued=" $1 " _flags=" $2 " _name
+  shift 2
+  positional=() rest=()
+  while (($#)); do
+    _name="${1#--}"
+    case "$1" in
+      --dry-run) DRY_RUN=true ;;
+      --help | -h) usage; exit 0 ;;
+      --) shift; rest=("$@"); return ;;
+      --*' '*) fail "unknown option '$1'; see --help" ;;
+      --*)
+        if [[ "$_flags" == *" $_name "* ]]; then
+          printf -v "$_name" true
+        elif [[ "$_valued" == *" $_name "* ]]; then
+          (($# >= 2)) || fail "$1 needs a value; see --help"
+          printf -v "$_name" '%s' "$2"
+          shift
+        else
+          fail "unknown option '$1'; see --help"
+        fi ;;
+      -*) fail "unknown option '$1'; see --help" ;;
+      *) positional+=("$1") ;;
+    esac
+    shift
+  done
 }
 
 # Words as a shell reads them.

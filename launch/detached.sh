@@ -21,19 +21,13 @@ connection is lost or interrupted, COMMAND runs on.
 TEXT
 }
 
+# shellcheck disable=SC2034 # read by their names
+follow=false stop=false busy=false
 action=run
-positional=()
-while (($#)); do
-  case "$1" in
-    --follow) action=follow; shift ;;
-    --stop) action=stop; shift ;;
-    --busy) action=busy; shift ;;
-    --dry-run) DRY_RUN=true; shift ;;
-    --help | -h) usage; exit 0 ;;
-    --) shift; break ;;
-    -*) fail "unknown option '$1'; see --help" ;;
-    *) positional+=("$1"); shift ;;
-  esac
+options '' 'follow stop busy' "$@"
+set -- ${rest[@]+"${rest[@]}"}
+for each in follow stop busy; do
+  if "${!each}"; then action="$each"; fi
 done
 ((${#positional[@]} >= 1)) || fail "FOLDER is missing, for example runs/detached"
 ((${#positional[@]} == 1)) || fail "unexpected '${positional[1]}'; the command comes after --"

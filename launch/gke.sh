@@ -42,29 +42,8 @@ TEXT
 
 name='' image='' claim='' tpu='' topology='' slices='' gpu='' chips='' hosts='' spot=false grace=300
 restarts=100 namespace=''
-positional=()
-while (($#)); do
-  case "$1" in
-    --name) value "$@"; name="$2"; shift 2 ;;
-    --image) value "$@"; image="$2"; shift 2 ;;
-    --claim) value "$@"; claim="$2"; shift 2 ;;
-    --tpu) value "$@"; tpu="$2"; shift 2 ;;
-    --topology) value "$@"; topology="$2"; shift 2 ;;
-    --slices) value "$@"; slices="$2"; shift 2 ;;
-    --gpu) value "$@"; gpu="$2"; shift 2 ;;
-    --chips) value "$@"; chips="$2"; shift 2 ;;
-    --hosts) value "$@"; hosts="$2"; shift 2 ;;
-    --spot) spot=true; shift ;;
-    --grace) value "$@"; grace="$2"; shift 2 ;;
-    --restarts) value "$@"; restarts="$2"; shift 2 ;;
-    --namespace) value "$@"; namespace="$2"; shift 2 ;;
-    --dry-run) DRY_RUN=true; shift ;;
-    --help | -h) usage; exit 0 ;;
-    --) shift; break ;;
-    -*) fail "unknown option '$1'; see --help" ;;
-    *) positional+=("$1"); shift ;;
-  esac
-done
+options 'name image claim tpu topology slices gpu chips hosts grace restarts namespace' 'spot' "$@"
+set -- ${rest[@]+"${rest[@]}"}
 [[ -n "$name" ]] || fail "--name is missing: what to call the JobSet"
 [[ -n "$image" ]] || fail "--image is missing; build it from launch/Dockerfile"
 [[ -n "$claim" ]] || fail "--claim is missing: the PersistentVolumeClaim for models, data and runs"

@@ -26,19 +26,8 @@ TEXT
 }
 
 gpu=0 profile='' python="$(default_python)"
-positional=()
-while (($#)); do
-  case "$1" in
-    --gpu) value "$@"; gpu="$2"; shift 2 ;;
-    --profile) value "$@"; profile="$2"; shift 2 ;;
-    --python) value "$@"; python="$2"; shift 2 ;;
-    --dry-run) DRY_RUN=true; shift ;;
-    --help | -h) usage; exit 0 ;;
-    --) shift; break ;;
-    -*) fail "unknown option '$1'; see --help" ;;
-    *) positional+=("$1"); shift ;;
-  esac
-done
+options 'gpu profile python' '' "$@"
+set -- ${rest[@]+"${rest[@]}"}
 config='' run_dir=''
 config_and_run_dir runs/debug ${positional[@]+"${positional[@]}"}
 local_folder "$run_dir"

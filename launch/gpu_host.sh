@@ -29,21 +29,8 @@ TEXT
 }
 
 gpus='' memory=0.92 deterministic=false restarts=10 python="$(default_python)"
-positional=()
-while (($#)); do
-  case "$1" in
-    --gpus) value "$@"; gpus="$2"; shift 2 ;;
-    --memory) value "$@"; memory="$2"; shift 2 ;;
-    --deterministic) deterministic=true; shift ;;
-    --restarts) value "$@"; restarts="$2"; shift 2 ;;
-    --python) value "$@"; python="$2"; shift 2 ;;
-    --dry-run) DRY_RUN=true; shift ;;
-    --help | -h) usage; exit 0 ;;
-    --) shift; break ;;
-    -*) fail "unknown option '$1'; see --help" ;;
-    *) positional+=("$1"); shift ;;
-  esac
-done
+options 'gpus memory restarts python' 'deterministic' "$@"
+set -- ${rest[@]+"${rest[@]}"}
 config='' run_dir=''
 config_and_run_dir runs/tiny ${positional[@]+"${positional[@]}"}
 local_folder "$run_dir"

@@ -20,20 +20,13 @@ then not run again. Ends with COMMAND's own status.
 TEXT
 }
 
-restarts=10 pause=10
-while (($#)); do
-  case "$1" in
-    --restarts) value "$@"; restarts="$2"; shift 2 ;;
-    --wait) value "$@"; pause="$2"; shift 2 ;;
-    --dry-run) DRY_RUN=true; shift ;;
-    --help | -h) usage; exit 0 ;;
-    --) shift; break ;;
-    *) fail "unknown argument '$1'; the command comes after --" ;;
-  esac
-done
+restarts=10 wait=10
+options 'restarts wait' '' "$@"
+set -- ${rest[@]+"${rest[@]}"}
+((${#positional[@]} == 0)) || fail "unknown argument '${positional[0]}'; the command comes after --"
 (($#)) || fail "COMMAND is missing; give it after --"
 whole_number --restarts "$restarts"
-whole_number --wait "$pause"
+whole_number --wait "$wait"
 
 if "$DRY_RUN"; then
   show "$@"
@@ -71,7 +64,7 @@ while :; do
   fi
   count=$((count + 1))
   printf 'supervise.sh: ended with status %d; restart %d of %d in %d s\n' \
-    "$ended" "$count" "$restarts" "$pause" >&2
-  attend sleep "$pause"
+    "$ended" "$count" "$restarts" "$wait" >&2
+  attend sleep "$wait"
   if "$stopped"; then exit "$ended"; fi
 done

@@ -53,40 +53,19 @@ TEXT
 }
 
 verb='' name='' zone='' type='' slices=1 version='' spot=false nfs='' before='' every=600 attempts=20
-pause=60 python=3.12 delete=false
-positional=()
+wait=60 python=3.12 delete=false
 case "${1:-}" in
   run | create | install | logs | stop | delete) verb="$1"; shift ;;
   --help | -h) ;;
   *) fail "the first argument is run, create, install, logs, stop or delete; see --help" ;;
 esac
-while (($#)); do
-  case "$1" in
-    --name) value "$@"; name="$2"; shift 2 ;;
-    --zone) value "$@"; zone="$2"; shift 2 ;;
-    --type) value "$@"; type="$2"; shift 2 ;;
-    --slices) value "$@"; slices="$2"; shift 2 ;;
-    --version) value "$@"; version="$2"; shift 2 ;;
-    --spot) spot=true; shift ;;
-    --nfs) value "$@"; nfs="$2"; shift 2 ;;
-    --before) value "$@"; before="$2"; shift 2 ;;
-    --every) value "$@"; every="$2"; shift 2 ;;
-    --attempts) value "$@"; attempts="$2"; shift 2 ;;
-    --wait) value "$@"; pause="$2"; shift 2 ;;
-    --python) value "$@"; python="$2"; shift 2 ;;
-    --delete) delete=true; shift ;;
-    --dry-run) DRY_RUN=true; shift ;;
-    --help | -h) usage; exit 0 ;;
-    --) shift; break ;;
-    -*) fail "unknown option '$1'; see --help" ;;
-    *) positional+=("$1"); shift ;;
-  esac
-done
+options 'name zone type slices version nfs before every attempts wait python' 'spot delete' "$@"
+set -- ${rest[@]+"${rest[@]}"}
 [[ -n "$name" ]] || fail "--name is missing: what to call the slices"
 [[ -n "$zone" ]] || fail "--zone is missing, for example us-west4-a"
 whole_number --every "$every"
 whole_number --attempts "$attempts"
-whole_number --wait "$pause"
+whole_number --wait "$wait"
 whole_number --slices "$slices"
 ((slices >= 1)) || fail "--slices must be 1 or more, not '$slices'"
 [[ -z "$nfs" || "$nfs" =~ ^[^:/]+:/.+ ]] || fail "--nfs must be SERVER:/PATH, not '$nfs'"
@@ -163,7 +142,7 @@ created() {
       *) [[ "$now" == "$before" ]] || echo "tpu_pod.sh: the slices are $now; waiting" >&2 ;;
     esac
     before="$now"
-    sleep "$pause"
+    sleep "$wait"
   done
 }
 
@@ -255,8 +234,8 @@ case "$verb" in
       if ! goes_on "$status" && [[ "$(state)" == ACTIVE ]]; then
         fail "ended with status $status on slices that are well; see the lines above"
       fi
-      echo "tpu_pod.sh: ended with status $status; looking at the slices in $pause s" >&2
-      sleep "$pause"
+      echo "tpu_pod.sh: ended with status $status; looking at the slices in $wait s" >&2
+      sleep "$wait"
     done
     fail "the run is not finished after $attempts attempts; the same command goes on"
     ;;

@@ -34,25 +34,8 @@ TEXT
 }
 
 name='' cluster='' type='' image='' storage='' slices=1 priority=medium grace=300 restarts=100
-positional=()
-while (($#)); do
-  case "$1" in
-    --name) value "$@"; name="$2"; shift 2 ;;
-    --cluster) value "$@"; cluster="$2"; shift 2 ;;
-    --type) value "$@"; type="$2"; shift 2 ;;
-    --image) value "$@"; image="$2"; shift 2 ;;
-    --storage) value "$@"; storage="$2"; shift 2 ;;
-    --slices) value "$@"; slices="$2"; shift 2 ;;
-    --priority) value "$@"; priority="$2"; shift 2 ;;
-    --grace) value "$@"; grace="$2"; shift 2 ;;
-    --restarts) value "$@"; restarts="$2"; shift 2 ;;
-    --dry-run) DRY_RUN=true; shift ;;
-    --help | -h) usage; exit 0 ;;
-    --) shift; break ;;
-    -*) fail "unknown option '$1'; see --help" ;;
-    *) positional+=("$1"); shift ;;
-  esac
-done
+options 'name cluster type image storage slices priority grace restarts' '' "$@"
+set -- ${rest[@]+"${rest[@]}"}
 [[ -n "$name" ]] || fail "--name is missing: what to call the workload"
 [[ -n "$cluster" ]] || fail "--cluster is missing: made by xpk cluster create"
 [[ -n "$type" ]] || fail "--type is missing, for example v5litepod-256"
