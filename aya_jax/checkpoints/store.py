@@ -149,7 +149,7 @@ class TreeWriter:
                 sums = {file: checksum for own in known for file, checksum in own[name].items()}
                 for file in set(_files(place)) - sums.keys():
                     sums[file] = fingerprint_file(place / file)
-                _write_listing(self.directory, name, sums)
+                write_listing(self.directory, name, sums)
 
 
 def _folder_of(process: int) -> str:
@@ -239,11 +239,12 @@ def list_files(directory: Path, name: str) -> None:
     parts = together(f"sums {name}", sums)
     whole = {file: checksum for part in parts for file, checksum in part.items()}
     together(
-        f"listing {name}", lambda: _write_listing(directory, name, whole) if is_lead() else None
+        f"listing {name}", lambda: write_listing(directory, name, whole) if is_lead() else None
     )
 
 
-def _write_listing(directory: Path, name: str, sums: Mapping[str, str]) -> None:
+def write_listing(directory: Path, name: str, sums: Mapping[str, str]) -> None:
+    """Write the checksums of a tree's files beside it, which says that the tree is whole."""
     text = json.dumps(dict(sorted(sums.items())), indent=1) + "\n"
     atomic_write(_listing(directory, name), text)
 
