@@ -83,7 +83,7 @@ def load_params(
         `Safetensors`.
     """
     with Safetensors(path) as files:
-        leaves = _matched(files, config, reward)
+        leaves = matched(files, config, reward)
         params: dict[LeafPath, Any] = {}
         for leaf, tensors in leaves.items():
             shape = _shape(tensors)
@@ -122,7 +122,7 @@ def hf_to_aya(
     source, out = Path(source), Path(out)
     config = _read_config(source)
     with Safetensors(source) as files, atomic_directory(out) as folder:
-        leaves = _matched(files, config, None)
+        leaves = matched(files, config, None)
         copy_tokenizer(source, folder)
         plan = {}
         for path, tensors in leaves.items():
@@ -178,7 +178,7 @@ def aya_to_hf(
     stores = open_slices(source, "params")
     reward = HEAD in stores
     tensors = hf_tensors(config, reward=reward)
-    leaves = _by_leaf(tensors)
+    leaves = by_leaf(tensors)
     _check_leaves(source, stores, leaves)
 
     def kind(leaf: LeafPath) -> np.dtype:
@@ -208,7 +208,7 @@ def _read_config(path: Path) -> ModelConfig:
     return read_config(load_config(path), str(path / "config.json"))
 
 
-def _by_leaf(tensors: Sequence[HFTensor]) -> dict[LeafPath, list[HFTensor]]:
+def by_leaf(tensors: Sequence[HFTensor]) -> dict[LeafPath, list[HFTensor]]:
     """Return the tensors that make up each leaf, in the order of the leaf's bytes."""
     leaves: dict[LeafPath, list[HFTensor]] = {}
     for tensor in tensors:
@@ -222,7 +222,7 @@ def _shape(tensors: Sequence[HFTensor]) -> tuple[int, ...]:
     return (*(i + 1 for i in last.index), *last.part)
 
 
-def _matched(
+def matched(
     files: Safetensors, config: ModelConfig, reward: bool | None
 ) -> dict[LeafPath, list[HFTensor]]:
     """Return the tensors of each leaf; raise `AyaError` where the files hold others."""
@@ -256,7 +256,7 @@ def _matched(
                 f"{there[name].file}: tensor '{name}' is not '{embedding}', but config.json says "
                 "tie_word_embeddings; set it to false there if the model is not tied"
             )
-    return _by_leaf(tensors)
+    return by_leaf(tensors)
 
 
 def _equal(files: Safetensors, one: str, other: str) -> bool:

@@ -180,7 +180,7 @@ def load_params(
     """
     path = Path(path)
     if shardings is None:
-        _require_ours(path)
+        require_ours(path)
         tree = read_tree(path, "params")
         kept = tree.pop("score", None)
         asarray = np.asarray if on_host else jnp.asarray
@@ -210,11 +210,11 @@ def open_params(path: str | Path) -> dict[LeafPath, ts.TensorStore]:
     Raises:
       AyaError: a file is missing or damaged, or the directory is another program's.
     """
-    _require_ours(Path(path))
+    require_ours(Path(path))
     return open_slices(Path(path), "params")
 
 
-def _require_ours(path: Path) -> None:
+def require_ours(path: Path) -> None:
     """Raise `AyaError` where the parameters are there, but in a file of another format."""
     if (path / "params").exists():
         return

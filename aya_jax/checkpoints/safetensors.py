@@ -292,45 +292,94 @@ def write_safetensors(
     Raises:
       OSError: the disk is full, or the folder not writable.
     """
-    sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in tensors.items()}
-    shards = _cut(sizes, max_shard_size)
-    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    names = names if len(shards) > 1 else [single]
-    places: dict[str, tuple[BinaryIO, int]] = {}
+    layout = layout_of(tensors, max_shard_size=max_shard_size, single=single)
+    make_files(directory, layout)
+    left = set(tensors)
     with ExitStack() as stack:
-        for file_name, shard in zip(names, shards, strict=True):
-            file = stack.enter_context(open(directory / file_name, "wb", buffering=0))
-            # Larger items first, as the safetensors library does, so that every one is aligned.
-            ordered = sorted(shard, key=lambda name: -tensors[name][0].itemsize)
-            header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-            end = 0
-            for name in ordered:
-                start, end = end, end + sizes[name]
-                dtype, shape = tensors[name]
-                offsets = {"dtype": NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
-                header[name] = offsets
-            text = json.dumps(header, separators=(",", ":")).encode()
-            text += b" " * (-len(text) % 8)
-            file.write(struct.pack("<Q", len(text)) + text)
-            os.truncate(file.fileno(), 8 + len(text) + end)
-            for name in ordered:
-                places[name] = (file, 8 + len(text) + header[name]["data_offsets"][0])
+        files = {
+            name: stack.enter_context(open(directory / name, "r+b", buffering=0))
+            for name in layout.headers
+        }
 
         def put(name: str, array: np.ndarray) -> None:
             assert (array.dtype, array.shape) == tensors[name], name
-            file, start = places.pop(name)
+            left.remove(name)
+            file, start = layout.places[name]
             for block in _blocks(array):
-                _write(file, block, start)
+                write_at(files[file], block, start)
                 start += len(block)
 
         yield put
-        assert not places, f"{next(iter(places))} was not written"
-    if len(shards) > 1:
-        files = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-        index = {
-            "metadata": {"total_size": sum(sizes.values())},
-            "weight_map": dict(sorted(files.items())),
-        }
+        assert not left, f"{next(iter(left))} was not written"
+    write_index(directory, layout)
+
+
+class Layout(NamedTuple):
+    """The files of a directory before they have content.
+
+    Attributes:
+      headers: of each file, by its name: the bytes before the tensors.
+      places: of each tensor its file, and where in it its bytes start.
+      sizes: bytes of each file.
+    """
+
+    headers: dict[str, bytes]
+    places: dict[str, tuple[str, int]]
+    sizes: dict[str, int]
+
+
+def layout_of(
+    tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    *,
+    max_shard_size: int = 5_000_000_000,
+    single: str = SINGLE,
+) -> Layout:
+    """Return the files that hold tensors; arguments as in `write_safetensors`."""
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in tensors.items()}
+    shards = _cut(sizes, max_shard_size)
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    layout = Layout({}, {}, {})
+    for file, shard in zip(names if len(shards) > 1 else [single], shards, strict=True):
+        # Larger items first, as the safetensors library does, so that every one is aligned.
+        ordered = sorted(shard, key=lambda name: -tensors[name][0].itemsize)
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name in ordered:
+            start, end = end, end + sizes[name]
+            dtype, shape = tensors[name]
+            offsets = {"dtype": NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
+            header[name] = offsets
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        layout.headers[file] = struct.pack("<Q", len(text)) + text
+        layout.sizes[file] = 8 + len(text) + end
+        for name in ordered:
+            layout.places[name] = (file, 8 + len(text) + header[name]["data_offsets"][0])
+    return layout
+
+
+def make_files(directory: Path, layout: Layout) -> None:
+    """Make the files with their headers, zeros for tensors; what was there of their names is replaced.
+
+    Raises:
+      OSError: the disk is full, or the folder not writable.
+    """
+    for name, header in layout.headers.items():
+        with open(directory / name, "wb", buffering=0) as file:
+            file.write(header)
+            os.truncate(file.fileno(), layout.sizes[name])
+
+
+def write_index(directory: Path, layout: Layout) -> None:
+    """Write the index of the files, where there are several.
+
+    Raises:
+      OSError: the disk is full, or the folder not writable.
+    """
+    if len(layout.headers) > 1:
+        total = sum(layout.sizes[name] - len(header) for name, header in layout.headers.items())
+        files = {name: file for name, (file, _) in sorted(layout.places.items())}
+        index = {"metadata": {"total_size": total}, "weight_map": files}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
@@ -368,7 +417,8 @@ def in_c_order(array: np.ndarray) -> np.ndarray:
     return out
 
 
-def _write(file: BinaryIO, block: memoryview, start: int) -> None:
+def write_at(file: BinaryIO, block: memoryview, start: int) -> None:
+    """Write bytes into a file from a place on."""
     done = 0
     while done < len(block):
         done += os.pwrite(file.fileno(), block[done:], start + done)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -61,19 +61,32 @@ def write_slices(
     """
     place = directory / name
     together(
-        f"begin slices {name}", lambda: _make_frame(directory, name, leaves) if is_lead() else None
+        f"begin slices {name}", lambda: make_frame(directory, name, leaves) if is_lead() else None
     )
     with failing_together(f"slices {name}"), told_plainly(place):
-        yield {
-            path: ts.open(
-                {"driver": "zarr", "kvstore": _file(place / ".".join(path))}, write=True
-            ).result()
-            for path in leaves
-        }
+        yield open_frame(directory, name, leaves)
     list_files(directory, name)
 
 
-def _make_frame(directory: Path, name: str, leaves: Mapping[LeafPath, Leaf]) -> None:
+def open_frame(
+    directory: Path, name: str, leaves: Iterable[LeafPath]
+) -> dict[LeafPath, ts.TensorStore]:
+    """Return the leaves that `make_frame` made, to be filled: what is written is on the disk when told so."""
+    place = directory / name
+    return {
+        path: ts.open(
+            {"driver": "zarr", "kvstore": _file(place / ".".join(path))}, write=True
+        ).result()
+        for path in leaves
+    }
+
+
+def make_frame(directory: Path, name: str, leaves: Mapping[LeafPath, Leaf]) -> None:
+    """Make a tree whose leaves have no content yet; what was there of its name is replaced.
+
+    Raises:
+      AyaError: the disk has no room for the leaves, or the place is not writable.
+    """
     place = directory / name
     with told_plainly(place):
         empty_place(directory, [name])

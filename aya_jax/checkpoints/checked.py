@@ -1,0 +1,177 @@
+"""Leaves on the disk that are read in parts, each file checked when it is first read from."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from aya_jax.checkpoints.slices import LeafPath, open_leaves
+from aya_jax.checkpoints.store import CHECKSUMS, check_files
+from aya_jax.data.files import fingerprint, fingerprint_file, told_plainly
+from aya_jax.errors import AyaError
+from aya_jax.sharding.processes import together
+
+
+class CheckedLeaves:
+    """The leaves of a tree that `write_tree` or `write_slices` wrote; several threads may read them.
+
+    Where every chunk of a leaf is a file (what `write_slices` writes) a file is checked as it is first
+    read from: the disk is read once. What Orbax packed into larger files (OCDBT) does not tell which of
+    them hold a leaf: all are read and checked at first, and again as the leaves are.
+
+    Attributes:
+      leaves: TensorStores, by their paths; what is read of them directly is not checked.
+      fingerprint: of the checksums of all files: equal for equal trees of one layout.
+    """
+
+    def __init__(self, directory: Path, name: str) -> None:
+        """Open a tree; several processes do it together.
+
+        Raises:
+          AyaError: a file is missing or damaged; the message names it.
+        """
+        self._place, self._listing = directory / name, directory / f"{name}.{CHECKSUMS}"
+        self._checked: set[str] = set()
+        self._lock = Lock()
+        together(f"open {name}", self._open_listing)
+        chunked = self._place / "_METADATA"
+        if not chunked.is_file() or json.loads(chunked.read_text())["use_ocdbt"]:
+            check_files(directory, name)
+            self._checked = set(self._sums)
+        with told_plainly(self._place):
+            self.leaves: dict[LeafPath, ts.TensorStore] = open_leaves(directory, name)
+        self.fingerprint = fingerprint(self._sums)
+
+    def _open_listing(self) -> None:
+        """Read what the files should be; those that are small and no chunks are checked now."""
+        try:
+            self._sums: dict[str, str] = json.loads(self._listing.read_text())
+        except FileNotFoundError:
+            raise AyaError(
+                f"{self._listing}: no such file; {self._place.parent} holds no whole checkpoint"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise AyaError(f"{self._listing}: cannot be read ({error})") from None
+        if not isinstance(self._sums, dict):
+            raise AyaError(f"{self._listing}: cannot be read (it must hold a JSON object)")
+        for file in self._sums:
+            if not (self._place / file).is_file():
+                raise self._fault(file, "is missing")
+            if Path(file).name in ("_METADATA", ".zarray"):
+                self._check(file)
+
+    def _fault(self, file: str, fault: str) -> AyaError:
+        return AyaError(
+            f"{self._place / file}: {fault}; restore the checkpoint from a copy, or remove "
+            f"{self._place.parent} and make it again"
+        )
+
+    def _check(self, file: str, content: Any = None) -> None:
+        """Raise `AyaError` unless a file, whose whole content may be known, is what was written."""
+        with self._lock:
+            if file in self._checked:
+                return
+        try:
+            found = (
+                fingerprint_file(self._place / file)
+                if content is None
+                else hashlib.sha256(content).hexdigest()
+            )
+        except OSError as error:
+            raise self._fault(file, f"cannot be read ({error.strerror})") from None
+        if found != self._sums.get(file):
+            raise self._fault(file, "is damaged")
+        with self._lock:
+            self._checked.add(file)
+
+    def read(self, path: LeafPath, index: tuple[int, ...], first: int, last: int) -> np.ndarray:
+        """Return rows of a leaf: from `first` to before `last` of its axis after those of `index`.
+
+        Raises:
+          AyaError: a file that they are in is damaged.
+        """
+        leaf = self.leaves[path]
+        kind, stacked = leaf.dtype.numpy_dtype, len(index)
+        out = np.empty((last - first, *leaf.shape[stacked + 1 :]), kind)
+        if out.size:
+            layout = _layout(leaf, stacked)
+            if layout is None:
+                self._check_chunks(path, leaf)
+                out[...] = leaf[(*index, slice(first, last))].read().result()
+            else:
+                self._read_files(path, index, first, out, *layout)
+        return out
+
+    def _check_chunks(self, path: LeafPath, leaf: ts.TensorStore) -> None:
+        folder = ".".join(path) + "/"
+        for file in self._sums:
+            if file.startswith(folder):
+                self._check(file)
+
+    def _read_files(
+        self,
+        path: LeafPath,
+        index: tuple[int, ...],
+        first: int,
+        out: np.ndarray,
+        rows: int,
+        rest: int,
+    ) -> None:
+        """Fill `out` from the files of a leaf whose chunks are each `rows` whole rows, as they stand."""
+        target = memoryview(out.reshape(-1).view(np.uint8))
+        size = out.nbytes // len(out)
+        row = first
+        while row < first + len(out):
+            chunk = row // rows
+            count = min((chunk + 1) * rows, first + len(out)) - row
+            part = target[(row - first) * size : (row - first + count) * size]
+            numbers = ".".join(map(str, (*index, chunk, *[0] * rest)))
+            file = f"{'.'.join(path)}/{numbers}"
+            if count < rows:
+                self._check(file)
+            self._fill(file, part, (row - chunk * rows) * size)
+            if count == rows:
+                self._check(file, part)
+            row += count
+
+    def _fill(self, file: str, target: memoryview, start: int) -> None:
+        try:
+            descriptor = os.open(self._place / file, os.O_RDONLY)
+            try:
+                done = 0
+                while done < len(target):
+                    got = os.preadv(descriptor, [target[done:]], start + done)
+                    if not got:
+                        raise self._fault(file, "is damaged")
+                    done += got
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._fault(file, f"cannot be read ({error.strerror})") from None
+
+
+def _layout(leaf: ts.TensorStore, stacked: int) -> tuple[int, int] | None:
+    """Return the rows of a chunk and how many axes rows have, where a chunk's file is plain rows."""
+    told = leaf.spec().to_json()
+    metadata = told.get("metadata", {})
+    chunk = metadata.get("chunks", [])
+    plain = (
+        told["driver"] == "zarr"
+        and told["kvstore"]["driver"] == "file"
+        and metadata.get("compressor") is None
+        and metadata.get("filters") is None
+        and metadata.get("order") == "C"
+        and metadata.get("dimension_separator", ".") == "."
+        and "field" not in told
+        and all(size == 1 for size in chunk[:stacked])
+        and tuple(chunk[stacked + 1 :]) == tuple(leaf.shape[stacked + 1 :])
+        and not str(metadata.get("dtype")).startswith(">")
+    )
+    if not plain or len(chunk) <= stacked:
+        return None
+    return chunk[stacked], len(chunk) - stacked - 1

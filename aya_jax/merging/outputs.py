@@ -1,0 +1,190 @@
+"""Where a merge is written, piece by piece: a model directory of ours, or a Hugging Face directory."""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import tensorstore as ts
+
+from aya_jax.checkpoints.safetensors import in_c_order, layout_of, make_files, write_at, write_index
+from aya_jax.checkpoints.slices import Leaf, LeafPath, make_frame, open_frame
+from aya_jax.checkpoints.store import CHUNK, RESERVE, write_listing
+from aya_jax.data.files import fingerprint_file, require_space, told_plainly
+from aya_jax.models.names import HFTensor
+
+# A transposed tensor up to this size is written at once, a larger one in columns.
+WHOLE = 256 << 20
+NAME = "params"
+
+
+class Output(ABC):
+    """The parameters of a model on the disk, while they are written by one process or several.
+
+    Attributes:
+      directory: the folder.
+      leaves: dtype, shape and number of stacked axes of every leaf in our layout, by its path.
+    """
+
+    def __init__(self, directory: Path, leaves: Mapping[LeafPath, Leaf]) -> None:
+        self.directory, self.leaves = directory, dict(leaves)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all leaves."""
+        return sum(leaf.nbytes for leaf in self.leaves.values())
+
+    @abstractmethod
+    def make(self) -> None:
+        """Make the files without content, for the lead alone.
+
+        Raises:
+          AyaError: the disk has no room for them, or the place is not writable.
+        """
+
+    @abstractmethod
+    def open(self) -> None:
+        """Open the files that were made."""
+
+    @abstractmethod
+    def grain(self, tensor: HFTensor) -> int:
+        """Return how many entries of a tensor a piece must have, or a multiple; its last may have fewer."""
+
+    @abstractmethod
+    def write(self, tensor: HFTensor, start: int, piece: np.ndarray) -> None:
+        """Write entries of a tensor from `start` on, [entries] in C order of our layout."""
+
+    @abstractmethod
+    def read(self, tensor: HFTensor, start: int, stop: int) -> np.ndarray:
+        """Return entries that were written."""
+
+    @abstractmethod
+    def seal(self, tensors: Sequence[HFTensor]) -> dict[str, dict[str, str]]:
+        """Wait until tensors are on the disk; return the checksums of what each is in, by its name."""
+
+    @abstractmethod
+    def sums(self, tensor: HFTensor) -> dict[str, str]:
+        """Return the checksums of what a tensor is in now."""
+
+    @abstractmethod
+    def finish(self, sums: Mapping[str, Mapping[str, str]]) -> None:
+        """Write what says that the parameters are whole, for the lead alone; `sums` are of all tensors."""
+
+
+class Ours(Output):
+    """The tree `params` of a model directory; every chunk of a leaf is a file."""
+
+    def make(self) -> None:
+        make_frame(self.directory, NAME, self.leaves)
+
+    def open(self) -> None:
+        self._stores: dict[LeafPath, ts.TensorStore] = open_frame(self.directory, NAME, self.leaves)
+
+    def grain(self, tensor: HFTensor) -> int:
+        return prod(self.leaves[tensor.leaf].chunks)
+
+    def _rows(self, tensor: HFTensor, start: int, stop: int) -> ts.TensorStore:
+        row = prod(tensor.part[1:])
+        return self._stores[tensor.leaf][(*tensor.index, slice(start // row, stop // row))]
+
+    def write(self, tensor: HFTensor, start: int, piece: np.ndarray) -> None:
+        rows = piece.reshape(-1, *tensor.part[1:])
+        self._rows(tensor, start, start + piece.size).write(rows).result()
+
+    def read(self, tensor: HFTensor, start: int, stop: int) -> np.ndarray:
+        return np.asarray(self._rows(tensor, start, stop).read().result()).reshape(-1)
+
+    def seal(self, tensors: Sequence[HFTensor]) -> dict[str, dict[str, str]]:
+        # TensorStore had them on the disk when it said that they were written.
+        return {tensor.name: self.sums(tensor) for tensor in tensors}
+
+    def sums(self, tensor: HFTensor) -> dict[str, str]:
+        leaf = self.leaves[tensor.leaf]
+        rows, rest = leaf.chunks[leaf.stacked], [0] * len(tensor.part[1:])
+        files = {}
+        for chunk in range(-(-tensor.part[0] // rows)):
+            numbers = ".".join(map(str, (*tensor.index, chunk, *rest)))
+            file = f"{'.'.join(tensor.leaf)}/{numbers}"
+            files[file] = fingerprint_file(self.directory / NAME / file)
+        return files
+
+    def finish(self, sums: Mapping[str, Mapping[str, str]]) -> None:
+        place = self.directory / NAME
+        whole = {file: checksum for each in sums.values() for file, checksum in each.items()}
+        for path in place.rglob("*"):
+            file = path.relative_to(place).as_posix()
+            if path.is_file() and file not in whole:
+                whole[file] = fingerprint_file(path)
+        write_listing(self.directory, NAME, whole)
+
+
+class HuggingFace(Output):
+    """The safetensors files of a Hugging Face directory, and their index."""
+
+    def __init__(
+        self,
+        directory: Path,
+        leaves: Mapping[LeafPath, Leaf],
+        tensors: Sequence[HFTensor],
+    ) -> None:
+        super().__init__(directory, leaves)
+        self._layout = layout_of({t.name: (leaves[t.leaf].dtype, t.shape) for t in tensors})
+
+    def make(self) -> None:
+        with told_plainly(self.directory):
+            require_space(self.directory, self.nbytes + RESERVE)
+            make_files(self.directory, self._layout)
+
+    def open(self) -> None:
+        self._files: dict[str, BinaryIO] = {
+            name: open(self.directory / name, "r+b", buffering=0) for name in self._layout.headers
+        }
+
+    def grain(self, tensor: HFTensor) -> int:
+        itemsize = self.leaves[tensor.leaf].dtype.itemsize
+        if not tensor.transpose:
+            return max(1, min(prod(tensor.shape), CHUNK // itemsize))
+        if prod(tensor.shape) * itemsize <= WHOLE:
+            return prod(tensor.shape)
+        return max(1, CHUNK // (itemsize * tensor.shape[0])) * tensor.shape[0]
+
+    def write(self, tensor: HFTensor, start: int, piece: np.ndarray) -> None:
+        name, place = self._layout.places[tensor.name]
+        file, itemsize = self._files[name], piece.itemsize
+        plain = piece.view(f"u{itemsize}")
+        if not tensor.transpose:
+            write_at(file, memoryview(plain).cast("B"), place + start * itemsize)
+            return
+        outputs, inputs = tensor.shape
+        columns = in_c_order(plain.reshape(-1, outputs).T)
+        first = start // outputs
+        if columns.shape == tensor.shape:
+            write_at(file, memoryview(columns).cast("B"), place)
+            return
+        for row, run in enumerate(columns):
+            write_at(file, memoryview(run).cast("B"), place + (row * inputs + first) * itemsize)
+
+    def read(self, tensor: HFTensor, start: int, stop: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def seal(self, tensors: Sequence[HFTensor]) -> dict[str, dict[str, str]]:
+        for name in {self._layout.places[tensor.name][0] for tensor in tensors}:
+            os.fsync(self._files[name].fileno())
+        return {tensor.name: self.sums(tensor) for tensor in tensors}
+
+    def sums(self, tensor: HFTensor) -> dict[str, str]:
+        name, place = self._layout.places[tensor.name]
+        size = prod(tensor.shape) * self.leaves[tensor.leaf].dtype.itemsize
+        checksum = hashlib.sha256()
+        for start in range(0, size, CHUNK):
+            count = min(CHUNK, size - start)
+            checksum.update(os.pread(self._files[name].fileno(), count, place + start))
+        return {tensor.name: checksum.hexdigest()}
+
+    def finish(self, sums: Mapping[str, Mapping[str, str]]) -> None:
+        with told_plainly(self.directory):
+            write_index(self.directory, self._layout)
