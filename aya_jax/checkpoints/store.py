@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +34,22 @@ IN_FLIGHT = 1
 
 # Orbax tells every save, restore and failure through absl; a failure is raised as well.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+_print = sys.unraisablehook
+
+
+def _tell(fault: "sys.UnraisableHookArgs") -> None:
+    """Print what is raised where nothing can catch it, but for what tells nothing.
+
+    When a write fails Orbax closes the event loop of those beside it, and TensorStore raises for each, in threads of
+    its own, that its loop is closed. The failure itself is raised.
+    """
+    if str(fault.exc_value) != "Event loop is closed":
+        _print(fault)
+
+
+sys.unraisablehook = _tell
 
 
 def leaf_checksums(tree: Any) -> dict[str, str]:
@@ -300,9 +317,9 @@ def _fault(directory: Path, name: str) -> tuple[int, str] | None:
     except FileNotFoundError:
         return -1, f"{listing}: no such file; {directory} holds no whole checkpoint"
     except (OSError, ValueError) as error:
-        return -1, f"{listing}: cannot be read ({error})"
+        return -1, f"{listing}: cannot be read ({error}); {_remedy(directory)}"
     if not isinstance(expected, dict):
-        return -1, f"{listing}: cannot be read (it must hold a JSON object)"
+        return -1, f"{listing}: cannot be read (it must hold a JSON object); {_remedy(directory)}"
     share = range(jax.process_index(), len(expected), jax.process_count())
     files = list(expected.items())
     for number in share:
@@ -314,8 +331,9 @@ def _fault(directory: Path, name: str) -> tuple[int, str] | None:
         except OSError as error:
             fault = f"cannot be read ({error.strerror})"
         if fault is not None:
-            return number, (
-                f"{place / file}: {fault}; restore the checkpoint from a copy, or remove {directory} "
-                "and make it again"
-            )
+            return number, f"{place / file}: {fault}; {_remedy(directory)}"
     return None
+
+
+def _remedy(directory: Path) -> str:
+    return f"restore the checkpoint from a copy, or remove {directory} and make it again"

@@ -174,12 +174,13 @@ class RunDirectory:
 
     def _close_stage(self, name: str) -> None:
         place = self.stage_path(name)
-        if place.exists():
-            # Half a folder must never stand under a stage's name: out of the way first.
-            place.rename(self._old(name))
-            shutil.rmtree(self._old(name))
-        self._save()
-        commit_directory(place.with_name(f"{name}.partial"), place)
+        with told_plainly(place):
+            if place.exists():
+                # Half a folder must never stand under a stage's name: out of the way first.
+                place.rename(self._old(name))
+                shutil.rmtree(self._old(name))
+            self._save()
+            commit_directory(place.with_name(f"{name}.partial"), place)
 
     def save(self) -> None:
         """Write `run.json`."""

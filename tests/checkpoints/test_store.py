@@ -1,6 +1,7 @@
 """Trees on the disk: the same bits come back, and a damaged file is named."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from aya_jax.checkpoints import store
 from aya_jax.checkpoints.store import leaf_checksums, read_tree, write_tree
 from aya_jax.errors import AyaError
 
@@ -99,6 +101,16 @@ def test_a_listing_that_cannot_be_read_is_told(tmp_path, content):
     with pytest.raises(AyaError, match="no such file" if content is None else "cannot be") as error:
         read_tree(tmp_path, "tree")
     assert str(listing) in str(error.value)
+    if content is not None:
+        assert f"or remove {tmp_path} and make it again" in str(error.value)
+
+
+def test_of_what_nothing_can_catch_only_closed_loops_are_not_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(store, "_print", told.append)
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("Event loop"), OSError(28)):
+        store._tell(SimpleNamespace(exc_value=error))
+    assert [str(fault.exc_value) for fault in told] == ["Event loop", "28"]
 
 
 def test_a_tree_that_never_was_is_told(tmp_path):

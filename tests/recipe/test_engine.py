@@ -1,5 +1,6 @@
 """How a run behaves, with stages that only write files."""
 
+import errno
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import aya_jax.data.atlas
 import aya_jax.training.loop  # noqa: F401  both for their names in gin
 from aya_jax.errors import AyaError
 from aya_jax.progress import Terminal
+from aya_jax.recipe import run_directory
 from aya_jax.recipe import stages as engine
 from aya_jax.recipe.run_directory import RunDirectory
 from aya_jax.recipe.settings import check_scopes, parse_gin
@@ -198,6 +200,23 @@ def test_a_stage_killed_before_its_rename_is_not_whole(toys):
     toys.execute()
     # c was made of the same b, so it stands.
     assert toys.ran == ["b"]
+
+
+def test_a_disk_that_is_full_when_a_stage_is_whole_is_told(toys, monkeypatch):
+    committed = run_directory.commit_directory
+
+    def full(partial, path):
+        if path.name == "b":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        committed(partial, path)
+
+    monkeypatch.setattr(run_directory, "commit_directory", full)
+    with pytest.raises(AyaError, match="stages/b: the disk is full"):
+        toys.execute()
+    monkeypatch.undo()
+    toys.execute()
+    assert toys.ran == ["b", "c", "d"]
+    assert (toys.path / "stages" / "b" / "attempts").read_text() == "xx"
 
 
 def hold(path):
