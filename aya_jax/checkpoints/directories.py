@@ -1,10 +1,13 @@
 """A folder that several processes fill together, whole or not at all."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import fcntl
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-from aya_jax.data.files import atomic_directory
+from aya_jax.data.files import atomic_directory, commit_directory, told_plainly
+from aya_jax.errors import AyaError
 from aya_jax.sharding.processes import by_lead, failing_together
 
 
@@ -17,9 +20,51 @@ def shared_directory(path: str | Path, *, replace: bool = False) -> Iterator[Pat
     Raises:
       AyaError: as `atomic_directory`, or what was raised in another process.
     """
+    with _filled_together(lambda: atomic_directory(path, replace=replace)) as partial:
+        yield partial
+
+
+@contextmanager
+def resumed_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a folder as `shared_directory` does, with what a killed process has left of it.
+
+    Whether that can be gone on from is for the caller to find out. An error removes it.
+
+    Raises:
+      AyaError: as `shared_directory`, or another process is filling it.
+    """
+    with _filled_together(lambda: _resumed(Path(path).absolute(), replace)) as partial:
+        yield partial
+
+
+@contextmanager
+def _filled_together(make: Callable[[], AbstractContextManager[Path]]) -> Iterator[Path]:
     with ExitStack() as lead:
-        made = atomic_directory(path, replace=replace)
-        partial = Path(by_lead(lambda: str(lead.enter_context(made))))
+        partial = Path(by_lead(lambda: str(lead.enter_context(make()))))
         with failing_together("directory"):
             yield partial
         by_lead(lead.close)
+
+
+@contextmanager
+def _resumed(path: Path, replace: bool) -> Iterator[Path]:
+    if path.exists() and not replace:
+        raise AyaError(f"{path}: exists already; remove it or give another place")
+    partial = path.with_name(f".{path.name}.unfinished")
+    with told_plainly(path):
+        partial.mkdir(parents=True, exist_ok=True)
+        # The system drops the lock when the process is killed.
+        with open(partial / "lock", "ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise AyaError(
+                    f"{path}: another process is making it; wait for it to end or give another place"
+                ) from None
+            try:
+                yield partial
+                (partial / "lock").unlink()
+                commit_directory(partial, path, replace=replace)
+            except Exception:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise

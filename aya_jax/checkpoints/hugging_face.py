@@ -317,6 +317,24 @@ def _read_part(files: Safetensors, tensor: HFTensor, ranges: Sequence[Range]) ->
     return array.transpose(*axes[count:], *axes[:count])
 
 
+def read_entries(files: Safetensors, tensor: HFTensor, start: int, stop: int) -> np.ndarray:
+    """Return entries of a tensor in C order of our layout, [stop - start] in the dtype of the file.
+
+    Raises:
+      AyaError: see `Safetensors.read`.
+    """
+    if not tensor.transpose:
+        return files.read(tensor.name, [math.prod(tensor.shape)], [(start, stop)])
+    # In the file it is [outputs, inputs]: our rows are columns there.
+    outputs = tensor.shape[0]
+    first, last = start // outputs, -(-stop // outputs)
+    columns = files.read(tensor.name, None, [(0, outputs), (first, last)])
+    # NumPy copies numbers of its own kinds faster than others.
+    plain = in_c_order(columns.view(f"u{columns.itemsize}").T)
+    rows = plain.view(columns.dtype).reshape(-1)
+    return rows[start - first * outputs : stop - first * outputs]
+
+
 def _reader(
     files: Safetensors, tensors: Sequence[HFTensor], dtype: np.dtype, shape: tuple[int, ...]
 ) -> Callable[[Any], np.ndarray]:

@@ -11,7 +11,15 @@ from typing import BinaryIO
 import numpy as np
 import tensorstore as ts
 
-from aya_jax.checkpoints.safetensors import in_c_order, layout_of, make_files, write_at, write_index
+from aya_jax.checkpoints.hugging_face import read_entries
+from aya_jax.checkpoints.safetensors import (
+    Safetensors,
+    in_c_order,
+    layout_of,
+    make_files,
+    write_at,
+    write_index,
+)
 from aya_jax.checkpoints.slices import Leaf, LeafPath, make_frame, open_frame
 from aya_jax.checkpoints.store import CHUNK, RESERVE, write_listing
 from aya_jax.data.files import fingerprint_file, require_space, told_plainly
@@ -60,7 +68,7 @@ class Output(ABC):
 
     @abstractmethod
     def read(self, tensor: HFTensor, start: int, stop: int) -> np.ndarray:
-        """Return entries that were written."""
+        """Return entries that were written; `finish` comes before."""
 
     @abstractmethod
     def seal(self, tensors: Sequence[HFTensor]) -> dict[str, dict[str, str]]:
@@ -132,6 +140,7 @@ class HuggingFace(Output):
         tensors: Sequence[HFTensor],
     ) -> None:
         super().__init__(directory, leaves)
+        self._written: Safetensors | None = None
         self._layout = layout_of({t.name: (leaves[t.leaf].dtype, t.shape) for t in tensors})
 
     def make(self) -> None:
@@ -169,7 +178,9 @@ class HuggingFace(Output):
             write_at(file, memoryview(run).cast("B"), place + (row * inputs + first) * itemsize)
 
     def read(self, tensor: HFTensor, start: int, stop: int) -> np.ndarray:
-        raise NotImplementedError
+        if self._written is None:
+            self._written = Safetensors(self.directory)
+        return read_entries(self._written, tensor, start, stop)
 
     def seal(self, tensors: Sequence[HFTensor]) -> dict[str, dict[str, str]]:
         for name in {self._layout.places[tensor.name][0] for tensor in tensors}:

@@ -9,9 +9,15 @@ from typing import Any
 import numpy as np
 
 from aya_jax.checkpoints.checked import CheckedLeaves
-from aya_jax.checkpoints.hugging_face import HEAD, by_leaf, is_hugging_face, matched
+from aya_jax.checkpoints.hugging_face import (
+    HEAD,
+    by_leaf,
+    is_hugging_face,
+    matched,
+    read_entries,
+)
 from aya_jax.checkpoints.model_directory import load_config, load_lineage, require_ours
-from aya_jax.checkpoints.safetensors import Safetensors, in_c_order
+from aya_jax.checkpoints.safetensors import Safetensors
 from aya_jax.checkpoints.slices import Leaf, LeafPath
 from aya_jax.data.files import fingerprint
 from aya_jax.errors import AyaError
@@ -77,15 +83,14 @@ class Source(ABC):
         """
         columns = self.leaves[leaf].shape[1]
         out = np.zeros((len(rows), columns), self.leaves[leaf].dtype)
+        there = np.flatnonzero(rows >= 0)
         # Runs of rows that follow each other: most of a vocabulary is where it was.
-        ends = np.flatnonzero(np.diff(rows, append=rows[-1:]) != 1) + 1
-        first = 0
-        for end in ends.tolist():
-            row = int(rows[first])
-            if row >= 0:
-                run = self.read(leaf, (), row * columns, (row + end - first) * columns)
-                out[first:end] = run.reshape(-1, columns)
-            first = end
+        together = (np.diff(there) == 1) & (np.diff(rows[there]) == 1)
+        for run in np.split(there, np.flatnonzero(~together) + 1):
+            if len(run):
+                row = int(rows[run[0]])
+                entries = self.read(leaf, (), row * columns, (row + len(run)) * columns)
+                out[run[0] : run[-1] + 1] = entries.reshape(-1, columns)
         return out
 
     @abstractmethod
@@ -119,8 +124,6 @@ class _Ours(Source):
         self.leaves = {leaf: Leaf(*shapes[leaf], stacked[leaf]) for leaf in stacked}
 
     def _entries(self, leaf: LeafPath, index: tuple[int, ...], start: int, stop: int) -> np.ndarray:
-        if not self.leaves[leaf].shape:
-            return np.asarray(self._checked.leaves[leaf].read().result()).reshape(1)
         row = prod(self.leaves[leaf].shape[len(index) + 1 :])
         first, last = start // row, -(-stop // row)
         rows = self._checked.read(leaf, index, first, last)
@@ -184,17 +187,7 @@ class _HuggingFace(Source):
         return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
     def _entries(self, leaf: LeafPath, index: tuple[int, ...], start: int, stop: int) -> np.ndarray:
-        tensor = self._tensors[leaf, index]
-        if not tensor.transpose:
-            return self._files.read(tensor.name, [prod(tensor.shape)], [(start, stop)])
-        # In the file it is [outputs, inputs], and rows of ours are columns there.
-        outputs = tensor.shape[0]
-        first, last = start // outputs, -(-stop // outputs)
-        columns = self._files.read(tensor.name, None, [(0, outputs), (first, last)])
-        # NumPy copies numbers of its own kinds many times as fast as others.
-        plain = columns.view(f"u{columns.itemsize}")
-        rows = in_c_order(plain.T).view(columns.dtype)
-        return rows.reshape(-1)[start - first * outputs : stop - first * outputs]
+        return read_entries(self._files, self._tensors[leaf, index], start, stop)
 
     def close(self) -> None:
         self._files.close()
