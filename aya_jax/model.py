@@ -18,7 +18,7 @@ from aya_jax.checkpoints.model_directory import (
     load_params,
 )
 from aya_jax.data.tokenizer import Tokenizer
-from aya_jax.errors import AyaError, nearest
+from aya_jax.errors import AyaError
 from aya_jax.models import t5
 from aya_jax.models.architecture import (
     ModelConfig,
@@ -28,13 +28,12 @@ from aya_jax.models.architecture import (
     require_decoder,
 )
 from aya_jax.models.decoder import Params, hidden_states, plain_batch
+from aya_jax.models.fields import require_dtype
 from aya_jax.models.heads import logits
 from aya_jax.models.t5_config import T5Config
 from aya_jax.sharding.mesh import shardings
 from aya_jax.sharding.place import Place, inference_place
 from aya_jax.sharding.programs import compiled, on_rows
-
-INFERENCE_DTYPES = ("float32", "bfloat16")
 
 
 class Model(NamedTuple):
@@ -187,9 +186,8 @@ def inference(*, dtype: str | None = None) -> Any:
     Raises:
       AyaError: an unknown dtype.
     """
-    if dtype not in (None, *INFERENCE_DTYPES):
-        hint = nearest(str(dtype), INFERENCE_DTYPES)
-        raise AyaError(f"inference.dtype: unknown dtype {dtype!r}{hint}")
+    if dtype is not None:
+        require_dtype("inference.dtype", dtype)
     return dtype
 
 

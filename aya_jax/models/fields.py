@@ -4,7 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from aya_jax.errors import AyaError
+from aya_jax.errors import AyaError, nearest
+
+# In which weights, activations and moments are held and computed with.
+DTYPES = ("float32", "bfloat16")
 
 
 def require_sizes(config: Any, names: Iterable[str]) -> None:
@@ -28,6 +31,12 @@ def require_given(config: Mapping[str, Any], names: Iterable[str], where: str) -
     missing = [name for name in names if config.get(name) is None]
     if missing:
         raise AyaError(f"{where}: field '{min(missing)}' is missing")
+
+
+def require_dtype(setting: str, dtype: str) -> None:
+    """Raise `AyaError`, which names the setting, unless a dtype is one of `DTYPES`."""
+    if dtype not in DTYPES:
+        raise AyaError(f"{setting}: unknown dtype {dtype!r}{nearest(str(dtype), DTYPES)}")
 
 
 def given(config: Mapping[str, Any], name: str, default: Any) -> Any:

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from aya_jax.errors import AyaError, nearest
 from aya_jax.models.config import DecoderConfig
+from aya_jax.models.fields import require_dtype
 from aya_jax.models.lora import INPUTS, LoRA
 from aya_jax.models.remat import POLICIES
 from aya_jax.training.objectives import DPO, Reward
 
-DTYPES = ("float32", "bfloat16")
 # Where DPO gets the log-probabilities that it holds its policy to.
 REFERENCES = ("precomputed", "held")
 
@@ -59,9 +59,9 @@ def activations(*, dtype: str = "float32", remat: str = "none") -> dict[str, Any
     Raises:
       AyaError: an unknown dtype or policy.
     """
-    for name, value, known in (("dtype", dtype, DTYPES), ("remat", remat, POLICIES)):
-        if value not in known:
-            raise AyaError(f"activations.{name}: unknown {value!r}{nearest(value, known)}")
+    require_dtype("activations.dtype", dtype)
+    if remat not in POLICIES:
+        raise AyaError(f"activations.remat: unknown {remat!r}{nearest(remat, POLICIES)}")
     return {"dtype": jnp.dtype(dtype), "remat": remat}
 
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from aya_jax.errors import AyaError, nearest
+from aya_jax.models.fields import require_dtype
 
 SCHEDULES = ("cosine", "linear", "constant")
-MOMENT_DTYPES = ("float32", "bfloat16")
 
 
 class Optimizer(Hashable, Protocol):
@@ -92,9 +92,7 @@ def optimizer(
     Raises:
       AyaError: an unknown name or dtype.
     """
-    if moment_dtype not in MOMENT_DTYPES:
-        hint = nearest(moment_dtype, MOMENT_DTYPES)
-        raise AyaError(f"optimizer.moment_dtype: unknown dtype {moment_dtype!r}{hint}")
+    require_dtype("optimizer.moment_dtype", moment_dtype)
     if name == "adamw":
         return AdamW(b1, b2, weight_decay, clip_norm, moment_dtype)
     if name == "adafactor":
