@@ -2,12 +2,16 @@
 
 import json
 import os
+import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, TextIO
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 
 HISTORY = "metrics.jsonl"
 
@@ -39,7 +43,7 @@ class MetricWriter:
     ) -> None:
         self._path = directory / HISTORY
         self._file: TextIO | None = None
-        self._events = SummaryWriter(str(events)) if events else None
+        self._events = _open_events(events) if events else None
         self._sink = sink
 
     def _begun(self, step: int) -> TextIO:
@@ -52,7 +56,11 @@ class MetricWriter:
     def write(
         self, step: int, figures: Mapping[str, float], *, timing: Mapping[str, float] | None = None
     ) -> None:
-        """Keep the figures of one step; `timing`, which differs from run to run, not in the file."""
+        """Keep the figures of one step; `timing`, which differs from run to run, not in the file.
+
+        Raises:
+          OSError: they cannot be written.
+        """
         if self._file is None:
             self._file = self._begun(step)
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
@@ -60,7 +68,9 @@ class MetricWriter:
         shown = {**figures, **(timing or {})}
         if self._events:
             for name, value in shown.items():
-                self._events.add_scalar(name, value, step)
+                summary = scalar(name, value)
+                self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            self._events.flush()
         if self._sink:
             self._sink.write(step, shown)
 
@@ -73,12 +83,19 @@ class MetricWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._file:
-            self._file.close()
-        if self._events:
-            self._events.close()
-        if self._sink:
-            self._sink.close(whole=error is None)
+        with ExitStack() as closing:
+            if self._sink:
+                closing.callback(self._sink.close, whole=error is None)
+            if self._events:
+                closing.callback(self._events.close)
+            if self._file:
+                closing.callback(self._file.close)
+
+
+def _open_events(folder: Path) -> EventsWriter:
+    """Return a new file of events; not by `SummaryWriter`, whose thread hangs all on a full disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return EventsWriter(str(folder / "events"))
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:

@@ -1,6 +1,7 @@
 """The history of a training that was killed and went on is that of an unbroken one."""
 
 import json
+import resource
 
 import pytest
 
@@ -67,3 +68,19 @@ def test_timing_goes_to_the_events_alone(tmp_path):
     [file] = (tmp_path / "events").iterdir()
     data = file.read_bytes()
     assert b"tokens_per_second" in data and b"loss" in data
+
+
+def test_what_cannot_be_written_is_raised_at_once(tmp_path):
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+
+    def write_some():
+        for step in range(1, 8):
+            metrics.write(step, {"loss": 2.0})
+
+    with MetricWriter(tmp_path, events=tmp_path / "events") as metrics:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                write_some()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))

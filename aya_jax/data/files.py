@@ -110,19 +110,20 @@ def commit_directory(partial: Path, path: Path, *, replace: bool = False) -> Non
     whole beside `path`, under a name that ends in `.old`.
 
     Raises:
-      AyaError: `path` exists and `replace` is False.
+      AyaError: `path` exists and `replace` is False, the disk is full, or the place not writable.
     """
-    _sync_tree(partial)
-    if path.exists():
-        if not replace:
-            raise AyaError(f"{path}: exists already; remove it or give another place")
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
-        os.rename(path, old)
-        os.rename(partial, path)
-        shutil.rmtree(old)
-    else:
-        os.rename(partial, path)
-    _sync_directory(path.parent)
+    with told_plainly(path):
+        _sync_tree(partial)
+        if path.exists():
+            if not replace:
+                raise AyaError(f"{path}: exists already; remove it or give another place")
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            os.rename(path, old)
+            os.rename(partial, path)
+            shutil.rmtree(old)
+        else:
+            os.rename(partial, path)
+        _sync_directory(path.parent)
 
 
 @contextmanager

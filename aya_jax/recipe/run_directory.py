@@ -52,11 +52,11 @@ def open_work(partial: Path, fingerprint: str) -> bool:
 
 def _open_work(partial: Path, fingerprint: str) -> bool:
     mark = partial / MARK
-    if mark.exists() and mark.read_text() == fingerprint:
-        _clear_half_written(partial)
-        return True
-    shutil.rmtree(partial, ignore_errors=True)
     with told_plainly(partial):
+        if mark.exists() and mark.read_text() == fingerprint:
+            _clear_half_written(partial)
+            return True
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
     try:
         atomic_write(mark, fingerprint)
