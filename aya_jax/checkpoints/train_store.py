@@ -9,9 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import tensorstore as ts
 
-from aya_jax.checkpoints.slices import LeafPath, open_slices
 from aya_jax.checkpoints.store import (
     TreeWriter,
     check_files,
@@ -194,14 +192,14 @@ class TrainStore:
         self.wait()
         return jax.tree.map(jnp.asarray, read_tree(self._place(step), "params"))
 
-    def open_params(self, step: int) -> dict[LeafPath, ts.TensorStore]:
-        """Return the parameters of a checkpoint as TensorStores, as `open_slices` does.
+    def path(self, step: int) -> Path:
+        """Return the folder of a checkpoint; `params` in it is a tree of `store`.
 
         Raises:
-          AyaError: a file is missing or damaged.
+          AyaError: see `wait`.
         """
         self.wait()
-        return open_slices(self._place(step), "params")
+        return self._place(step)
 
 
 def _clear(partial: Path) -> None:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import tensorstore as ts
@@ -23,11 +23,14 @@ from aya_jax.checkpoints.safetensors import (
 from aya_jax.checkpoints.slices import Leaf, LeafPath, make_frame, open_frame
 from aya_jax.checkpoints.store import CHUNK, RESERVE, write_listing
 from aya_jax.data.files import fingerprint_file, require_space, told_plainly
+from aya_jax.models.architecture import ModelConfig
 from aya_jax.models.names import HFTensor
 
 # A transposed tensor up to this size is written at once, a larger one in columns.
 WHOLE = 256 << 20
 NAME = "params"
+# How TensorStore's files are called that a kill left half written.
+UNFINISHED = ".__lock"
 
 
 class Output(ABC):
@@ -38,13 +41,19 @@ class Output(ABC):
       leaves: dtype, shape and number of stacked axes of every leaf in our layout, by its path.
     """
 
-    def __init__(self, directory: Path, leaves: Mapping[LeafPath, Leaf]) -> None:
+    def __init__(
+        self, directory: Path, leaves: Mapping[LeafPath, Leaf], tensors: Sequence[HFTensor]
+    ) -> None:
         self.directory, self.leaves = directory, dict(leaves)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all leaves."""
         return sum(leaf.nbytes for leaf in self.leaves.values())
+
+    def config(self, config: ModelConfig, *, reward: bool) -> dict[str, Any]:
+        """Return the `config.json` of the model."""
+        return config.to_hf(reward=reward)
 
     @abstractmethod
     def make(self) -> None:
@@ -76,7 +85,7 @@ class Output(ABC):
 
     @abstractmethod
     def sums(self, tensor: HFTensor) -> dict[str, str]:
-        """Return the checksums of what a tensor is in now."""
+        """Return the checksums of what a tensor is in now; of files that are not there, none."""
 
     @abstractmethod
     def finish(self, sums: Mapping[str, Mapping[str, str]]) -> None:
@@ -117,7 +126,9 @@ class Ours(Output):
         for chunk in range(-(-tensor.part[0] // rows)):
             numbers = ".".join(map(str, (*tensor.index, chunk, *rest)))
             file = f"{'.'.join(tensor.leaf)}/{numbers}"
-            files[file] = fingerprint_file(self.directory / NAME / file)
+            path = self.directory / NAME / file
+            if path.is_file():
+                files[file] = fingerprint_file(path)
         return files
 
     def finish(self, sums: Mapping[str, Mapping[str, str]]) -> None:
@@ -125,7 +136,9 @@ class Ours(Output):
         whole = {file: checksum for each in sums.values() for file, checksum in each.items()}
         for path in place.rglob("*"):
             file = path.relative_to(place).as_posix()
-            if path.is_file() and file not in whole:
+            if path.name.endswith(UNFINISHED):
+                path.unlink()
+            elif path.is_file() and file not in whole:
                 whole[file] = fingerprint_file(path)
         write_listing(self.directory, NAME, whole)
 
@@ -139,9 +152,15 @@ class HuggingFace(Output):
         leaves: Mapping[LeafPath, Leaf],
         tensors: Sequence[HFTensor],
     ) -> None:
-        super().__init__(directory, leaves)
+        super().__init__(directory, leaves, tensors)
         self._written: Safetensors | None = None
         self._layout = layout_of({t.name: (leaves[t.leaf].dtype, t.shape) for t in tensors})
+
+    def config(self, config: ModelConfig, *, reward: bool) -> dict[str, Any]:
+        told = super().config(config, reward=reward)
+        # transformers loads a model in the dtype that its config tells.
+        dtype = self.leaves[("embedding",)].dtype.name
+        return {**told, "dtype" if "dtype" in told else "torch_dtype": dtype}
 
     def make(self) -> None:
         with told_plainly(self.directory):

@@ -13,6 +13,8 @@ from aya_jax.models.names import HFTensor
 
 # Bytes of models in memory at a time, what is read ahead included.
 ROOM = 1400 << 20
+# The leaves that have a row for every token.
+VOCABULARY = frozenset({("embedding",), ("output",)})
 THREADS = min(4, os.cpu_count() or 1)
 
 # A row of the merged vocabulary as a model numbers it, -1 where it has none; None: as they are.
@@ -106,4 +108,4 @@ class Reader:
 
 def of_vocabulary(tensor: HFTensor) -> bool:
     """Whether a tensor has a row for every token: the embedding, or the output where it is not tied."""
-    return tensor.leaf in (("embedding",), ("output",))
+    return tensor.leaf in VOCABULARY

@@ -52,6 +52,11 @@ class Writer:
         finally:
             self._thread.shutdown(cancel_futures=True)
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the tensor that comes now."""
+        return self._piece.dtype
+
     def begin(self, tensor: HFTensor) -> None:
         """Say which tensor comes now."""
         self._tensor, self._done = tensor, 0

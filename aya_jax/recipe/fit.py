@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from aya_jax.checkpoints.adapters import save_adapters
-from aya_jax.checkpoints.model_directory import describe_params, fill_model
+from aya_jax.checkpoints.model_directory import fill_model
 from aya_jax.checkpoints.train_store import TrainStore
 from aya_jax.data.files import fingerprint
 from aya_jax.data.records import Record, languages_of
 from aya_jax.data.tokenizer import Tokenizer
-from aya_jax.merging.stored import merge_stored
+from aya_jax.merging.merge import average_into
 from aya_jax.metrics import HISTORY, MetricWriter, read_rows
 from aya_jax.model import Model
 from aya_jax.models.decoder import Params
@@ -106,9 +106,8 @@ def fit(
             by_lead(lambda: tokenizer.save(work.directory))
             config = objective.config.to_hf(reward=objective.reward_head)
             if lora is None:
-                parts = [store.open_params(step) for step in averaged]
-                merge_stored(work.directory, "params", parts)
-                describe_params(work.directory, config=config, lineage=lineage)
+                paths = [store.path(step) for step in averaged]
+                average_into(work.directory, paths, objective.config, lineage=lineage)
             else:
                 lineage["lora"] = asdict(lora)
                 whole, adapters = average(lora, [store.load_params(step) for step in averaged])

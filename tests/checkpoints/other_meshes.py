@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from aya_jax.checkpoints.leaves import on_devices, stored_checksums
+from aya_jax.checkpoints.slices import open_slices
 from aya_jax.checkpoints.store import leaf_checksums
 from aya_jax.checkpoints.train_store import TrainStore
 from aya_jax.models.architecture import abstract_params, logical_axes
@@ -84,7 +85,7 @@ for number in range(len(MESHES)):
         continue
     # A leaf at a time, onto parts that lie together, parts that do not, and copies.
     mesh = mesh_of(1, 4, 2)
-    for leaf in store.open_params(number).values():
+    for leaf in open_slices(store.path(number), "params").values():
         array = leaf.read().result()
         for spec in (P(), P("fsdp"), P(("tensor", "fsdp")), P(None, "tensor")):
             placing = NamedSharding(mesh, P(*spec[: array.ndim]))

@@ -21,10 +21,8 @@ from jax.sharding import PartitionSpec as P
 from aya_jax.checkpoints import store, train_store
 from aya_jax.checkpoints.directories import shared_directory
 from aya_jax.checkpoints.model_directory import fill_model, load_params
-from aya_jax.checkpoints.slices import open_slices
 from aya_jax.checkpoints.train_store import TrainStore
 from aya_jax.errors import AyaError
-from aya_jax.merging.stored import merge_stored
 from aya_jax.sharding.processes import is_lead, leave, start_processes
 
 
@@ -148,9 +146,6 @@ def save(folder):
     params = placed(params_at(2))
     fill_model(folder, config={}, params=params, lineage={})
     assert_same(load_params(folder, shardings=spread(params)), params_at(2))
-    parts = [kept.open_params(each) for each in (1, 2)]
-    merge_stored(folder, "merged", parts, weights=[0.25, 0.75])
-    assert open_slices(folder, "merged").keys() == parts[0].keys()
     kept.close()
     with shared_directory(folder / "together") as partial:
         (partial / str(jax.process_index())).write_text("here")

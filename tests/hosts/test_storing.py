@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 
 from aya_jax.checkpoints.model_directory import load_lineage, load_params, params_fingerprint
-from aya_jax.checkpoints.store import leaf_checksums, read_tree
 from aya_jax.checkpoints.train_store import TrainStore
-from aya_jax.merging.trees import merge_trees
 
 SCRIPT = "tests/hosts/storing.py"
 _SPEC = importlib.util.spec_from_file_location("storing", Path(__file__).with_name("storing.py"))
@@ -68,16 +66,13 @@ def test_a_model_of_two_processes_is_that_of_one(saved):
     params = storing.params_at(2)
     assert load_lineage(saved)["params_fingerprint"] == params_fingerprint(params)
     assert params_fingerprint(load_params(saved)) == params_fingerprint(params)
-    merged = merge_trees([storing.params_at(1), params], weights=[0.25, 0.75])
-    assert leaf_checksums(read_tree(saved, "merged")) == leaf_checksums(merged)
 
 
 @pytest.mark.slow
 def test_a_folder_that_all_fill_is_whole_or_none(saved):
     assert sorted(path.name for path in (saved / "together").iterdir()) == ["0", "1"]
     there = {path.name for path in saved.iterdir()} - {"config.json", "lineage.json"}
-    trees = {name + end for name in ("params", "merged") for end in ("", ".checksums.json")}
-    assert there == {"checkpoints", "together", *trees}
+    assert there == {"checkpoints", "together", "params", "params.checksums.json"}
 
 
 @pytest.mark.slow

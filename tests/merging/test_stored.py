@@ -1,70 +1,69 @@
-"""The merge on the disk has the bits of the merge in memory, however small the blocks."""
+"""The merge on the disk has the bits of the merge in memory, however it is cut, stored and interrupted."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aya_jax.checkpoints import leaves, slices
-from aya_jax.checkpoints.slices import open_slices
-from aya_jax.checkpoints.store import leaf_checksums, read_tree, write_tree
+from aya_jax.checkpoints import slices
+from aya_jax.checkpoints.model_directory import load_lineage, load_params, params_fingerprint
+from aya_jax.checkpoints.store import leaf_checksums
 from aya_jax.errors import AyaError
-from aya_jax.merging.methods import METHODS, NEEDS_BASE
-from aya_jax.merging.stored import merge_stored
+from aya_jax.merging import reader, stored, writer
+from aya_jax.merging.merge import merge
+from aya_jax.merging.methods import METHODS, Settings
 from aya_jax.merging.trees import merge_trees
+from aya_jax.models.architecture import hf_tensors
 
-
-def tree(seed, dtype=jnp.float32):
-    rng = np.random.default_rng(seed)
-    shapes = {"a": {"stack": (3, 8, 6), "flat": (7,)}, "matrix": (12, 5)}
-    return jax.tree.map(
-        lambda shape: jnp.asarray(rng.normal(size=shape), dtype),
-        shapes,
-        is_leaf=lambda node: isinstance(node, tuple),
-    )
+METHOD = ["linear", "slerp", "ties"]
 
 
 @pytest.fixture(scope="module", params=[jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-def kept(request, tmp_path_factory):
-    """Four trees, and where they are on the disk."""
-    place = tmp_path_factory.mktemp("trees")
-    trees = [tree(seed, request.param) for seed in range(4)]
-    for number, each in enumerate(trees):
-        write_tree(place, str(number), each)
-    return trees, [open_slices(place, str(number)) for number in range(4)]
+def kept(request, tiny, tmp_path_factory):
+    """Three models and their base, and where they are on the disk: each in a form of its own."""
+    place = tmp_path_factory.mktemp("models")
+    config = tiny.config_of("cohere")
+    trees = [tiny.params_of(config, seed, request.param) for seed in range(4)]
+    forms = ("packed", "files", "hugging_face", "packed")
+    paths = [
+        tiny.make(place / str(i), form, config, tree)
+        for i, (form, tree) in enumerate(zip(forms, trees, strict=True))
+    ]
+    return config, trees, paths
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_bits_are_those_of_the_merge_in_memory(kept, tmp_path, monkeypatch, method):
-    trees, stored = kept
-    settings = {"method": method, "weights": [0.5, 0.3, 0.2], "density": 0.4, "seed": 3}
-    needs = method in NEEDS_BASE
-    expected = merge_trees(trees[:3], base=trees[3] if needs else None, **settings)
-    # Blocks of a row or two.
-    monkeypatch.setattr(slices, "CHUNK", 24)
-    monkeypatch.setattr(leaves, "BLOCK", 50)
-    merge_stored(tmp_path, "merged", stored[:3], base=stored[3] if needs else None, **settings)
-    assert leaf_checksums(read_tree(tmp_path, "merged")) == leaf_checksums(expected)
+@pytest.fixture
+def small(monkeypatch):
+    """Parts of a few rows, of which none is kept for a second look."""
+    monkeypatch.setattr(slices, "CHUNK", 700)
+    monkeypatch.setattr(stored, "PART", 3000)
+    monkeypatch.setattr(stored, "HELD", 1)
+    monkeypatch.setattr(stored, "AT_ONCE", 64)
+    monkeypatch.setattr(reader, "ROOM", 5000)
+    monkeypatch.setattr(writer, "SEALED", 2000)
 
 
-def test_one_tree_is_itself_with_its_negative_zeros(tmp_path):
-    alone = {"w": np.array([-0.0, 0.0, np.nan, 1.5], np.float32)}
-    write_tree(tmp_path, "tree", alone)
-    merge_stored(tmp_path, "merged", [open_slices(tmp_path, "tree")])
-    assert leaf_checksums(read_tree(tmp_path, "merged")) == leaf_checksums(alone)
-
-
-def test_what_does_not_fit_is_told_before_anything_is_written(kept, tmp_path):
-    _, stored = kept
-    write_tree(tmp_path, "other", {"a": {"stack": np.zeros((3, 8, 5), np.float32)}})
-    other = open_slices(tmp_path, "other")
-    for trees, settings, told in (
-        ([], {}, "there is no model to merge"),
-        (stored[:2], {"weights": [1.0]}, "1 weights for 2 models"),
-        (stored[:2], {"method": "ties"}, "needs a base model"),
-        ([stored[0], other], {}, "the models differ at 'a/flat': (7,) against None"),
-    ):
-        with pytest.raises(AyaError, match="merge: ") as error:
-            merge_stored(tmp_path, "merged", trees, **settings)
-        assert told in str(error.value)
-    assert not list(tmp_path.glob("merged*"))
+@pytest.mark.parametrize("method", METHOD)
+@pytest.mark.parametrize("form", ["aya", "hugging_face"])
+def test_the_bits_are_those_of_the_merge_in_memory(kept, tmp_path, small, method, form):
+    config, trees, paths = kept
+    count = METHODS[method].models[1] or 3
+    weights = [0.5, 0.3, 0.2] if count == 3 else [0.6, 0.4]
+    settings = Settings(tuple(weights), density=(0.4,) * count, normalize=METHODS[method].normalize)
+    base = trees[3] if METHODS[method].needs_base else None
+    expected = merge_trees(
+        trees[:count], settings, method=method, base=base, seed=3, tensors=hf_tensors(config)
+    )
+    out = merge(
+        paths[:count],
+        base=paths[3],
+        out=tmp_path / "merged",
+        method=method,
+        weights=weights,
+        density=0.4,
+        seed=3,
+        form=form,
+    )
+    assert load_lineage(out)["params_fingerprint"] == params_fingerprint(expected)
+    if form == "aya":
+        assert leaf_checksums(load_params(out)) == leaf_checksums(expected)
+    assert not [path.name for path in out.iterdir() if "journal" in path.name]
