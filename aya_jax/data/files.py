@@ -1,13 +1,14 @@
 """Whole files or none: atomic writes, atomic directories and fingerprints."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,42 @@ def _sync_tree(path: Path) -> None:
         _sync_directory(Path(folder))
 
 
+@contextmanager
+def _claimed(partial: Path) -> Iterator[bool]:
+    """Claim what is being filled; yield whether it was nobody's.
+
+    The system drops a claim with its process, on whatever host. Where the file system has no locks the
+    answer is False.
+    """
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        free = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            free = False
+        yield free
+    finally:
+        os.close(descriptor)
+
+
+def _clear_killed(path: Path) -> None:
+    """Remove what killed processes have left beside `path` in making it."""
+    left = re.compile(rf"\.{re.escape(path.name)}\.\d+\.tmp")
+    # What another user left, or another process removes at this moment, is not in our way.
+    with suppress(OSError):
+        for partial in map(path.with_name, filter(left.fullmatch, os.listdir(path.parent))):
+            with suppress(OSError), _claimed(partial) as free:
+                if free and partial.is_dir():
+                    shutil.rmtree(partial)
+                elif free:
+                    partial.unlink()
+
+
 def atomic_write(path: str | Path, data: str | bytes) -> None:
     """Write a file under another name beside its place, and rename it there when it is whole.
+
+    What killed processes left of it under such names is removed.
 
     Raises:
       AyaError: the disk is full, or the folder is missing or not writable.
@@ -92,12 +127,13 @@ def atomic_write(path: str | Path, data: str | bytes) -> None:
     content = data.encode("utf-8") if isinstance(data, str) else data
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with told_plainly(path):
+        _clear_killed(path)
         try:
-            with open(partial, "wb") as file:
+            with open(partial, "wb") as file, _claimed(partial):
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, path)
+                os.replace(partial, path)
             _sync_directory(path.parent)
         finally:
             partial.unlink(missing_ok=True)
@@ -130,6 +166,8 @@ def commit_directory(partial: Path, path: Path, *, replace: bool = False) -> Non
 def atomic_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a folder to fill; it takes the name `path` when the block ends, and is removed if not.
 
+    What killed processes left of it is removed first.
+
     Raises:
       AyaError: `path` exists and `replace` is False, the disk is full, or the place not writable.
     """
@@ -139,11 +177,13 @@ def atomic_directory(path: str | Path, *, replace: bool = False) -> Iterator[Pat
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with told_plainly(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_killed(path)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            yield partial
-            commit_directory(partial, path, replace=replace)
+            with _claimed(partial):
+                yield partial
+                commit_directory(partial, path, replace=replace)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -68,6 +68,37 @@ def one_line(error):
     return "\n" not in str(error.value)
 
 
+FILLING = """
+import sys
+from aya_jax.data.files import atomic_directory
+
+with atomic_directory(sys.argv[1]) as partial:
+    (partial / "one").write_bytes(b"half")
+    print("filling", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("write", [write_file, write_directory])
+def test_what_the_killed_left_is_removed_and_what_is_being_filled_is_not(tmp_path, write):
+    place = tmp_path / "out"
+    beside = [tmp_path / name for name in (".out.x.tmp", ".out.jsonl.1.tmp", ".other.1.tmp")]
+    for other in beside:
+        other.touch()
+    command = [sys.executable, "-c", FILLING, str(place)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as lost, subprocess.Popen(command, **pipes) as alive:
+        assert lost.stdout.readline() == alive.stdout.readline() == b"filling\n"
+        lost.kill()
+        lost.wait()
+        # A file as well as a folder.
+        (tmp_path / f".out.{lost.pid}0.tmp").write_bytes(b"half")
+        write(place)
+        left = set(tmp_path.iterdir())
+        alive.kill()
+    assert left == {place, tmp_path / f".out.{alive.pid}.tmp", *beside}
+
+
 def test_a_write_replaces_the_whole_file_and_leaves_nothing_beside_it(tmp_path):
     place = tmp_path / "file"
     atomic_write(place, "Größe\n")
