@@ -8,17 +8,19 @@ from pathlib import Path
 
 from aya_jax.data.files import atomic_directory, commit_directory, told_plainly
 from aya_jax.errors import AyaError
-from aya_jax.sharding.processes import by_lead, failing_together
+from aya_jax.sharding.processes import barrier, by_lead
 
 
 @contextmanager
 def shared_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield one folder to all processes; it takes the name `path` when the block has ended in all.
 
-    In one process it is `atomic_directory`. For the main thread.
+    In one process it is `atomic_directory`. What is raised in one of several ends that one, and it the
+    others, see `leave`: what is left of the folder is removed then, or by who makes it again. For the
+    main thread.
 
     Raises:
-      AyaError: as `atomic_directory`, or what was raised in another process.
+      AyaError: as `atomic_directory`.
     """
     with _filled_together(lambda: atomic_directory(path, replace=replace)) as partial:
         yield partial
@@ -41,8 +43,8 @@ def resumed_directory(path: str | Path, *, replace: bool = False) -> Iterator[Pa
 def _filled_together(make: Callable[[], AbstractContextManager[Path]]) -> Iterator[Path]:
     with ExitStack() as lead:
         partial = Path(by_lead(lambda: str(lead.enter_context(make()))))
-        with failing_together("directory"):
-            yield partial
+        yield partial
+        barrier("directory")
         by_lead(lead.close)
 
 

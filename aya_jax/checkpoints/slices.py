@@ -15,7 +15,7 @@ from etils import epath
 
 from aya_jax.checkpoints.store import CHUNK, RESERVE, check_files, empty_place, list_files
 from aya_jax.data.files import require_space, told_plainly
-from aya_jax.sharding.processes import failing_together, is_lead, together
+from aya_jax.sharding.processes import barrier, is_lead, together
 
 LeafPath = tuple[str, ...]
 
@@ -63,8 +63,9 @@ def write_slices(
     together(
         f"begin slices {name}", lambda: make_frame(directory, name, leaves) if is_lead() else None
     )
-    with failing_together(f"slices {name}"), told_plainly(place):
+    with told_plainly(place):
         yield open_frame(directory, name, leaves)
+    barrier(f"slices {name}")
     list_files(directory, name)
 
 

@@ -21,7 +21,7 @@ from aya_jax.merging.sources import Source
 from aya_jax.merging.writer import LeafChecksums, Writer
 from aya_jax.models.architecture import ModelConfig
 from aya_jax.models.names import HFTensor
-from aya_jax.sharding.processes import by_lead, failing_together, from_all, together
+from aya_jax.sharding.processes import barrier, by_lead, from_all, together
 
 # Bytes of one tensor, of all models, that stay in memory while a method looks at them more than once.
 HELD = 768 << 20
@@ -116,13 +116,13 @@ def merge_stored(work: Work, output: Output) -> dict[str, str]:
     own = set(shared_out(sizes)[jax.process_index()])
     checksums = LeafChecksums(output.leaves, work.tensors)
     with (
-        failing_together("merge"),
         told_plainly(output.directory),
         journal,
         Reader(work.models, work.rows) as reader,
         Writer(output, journal, checksums) as writer,
     ):
         _merge(work, [each for each in work.tensors if each.name in own], reader, writer)
+    barrier("merge")
     names = {tensor.name for tensor in work.tensors}
     by_lead(lambda: output.finish({name: s for name, s in journal.read().items() if name in names}))
     found = _all_checksums(output, work.tensors, checksums)

@@ -6,8 +6,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import count
 from typing import Any, NoReturn, TypeVar
 
@@ -297,26 +296,3 @@ def together(name: str, work: Callable[[], T]) -> list[T]:
         if each is not None:
             raise AyaError(each) from failed
     return [value for value, _ in outcomes]
-
-
-@contextmanager
-def failing_together(name: str) -> Iterator[None]:
-    """Raise in all processes what is raised inside in one, once all have come to the end.
-
-    Args:
-      name: as in `from_all`.
-
-    Raises:
-      AyaError: as `together`.
-    """
-    failed: list[Exception] = []
-    try:
-        yield
-    except Exception as error:
-        failed.append(error)
-
-    def outcome() -> None:
-        if failed:
-            raise failed[0]
-
-    together(name, outcome)

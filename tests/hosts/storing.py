@@ -149,12 +149,6 @@ def save(folder):
     kept.close()
     with shared_directory(folder / "together") as partial:
         (partial / str(jax.process_index())).write_text("here")
-    try:
-        with shared_directory(folder / "not at all") as partial:
-            if not is_lead():
-                raise AyaError("one has failed")
-    except AyaError as error:
-        print(error)
 
 
 def killed(folder, process, moment):

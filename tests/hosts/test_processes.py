@@ -4,13 +4,14 @@ import signal
 import jax
 import pytest
 
+from aya_jax.checkpoints.directories import shared_directory
 from aya_jax.sharding.processes import LOST, start_processes
 
 SCRIPT = "tests/hosts/leaving.py"
 
 
-def leaving(hosts, how):
-    return hosts.run([SCRIPT, how], count=2, devices=2)
+def leaving(hosts, how, *arguments):
+    return hosts.run([SCRIPT, how, *arguments], count=2, devices=2)
 
 
 def test_one_whose_others_are_not_there_yet_is_to_be_started_again(monkeypatch, capsys):
@@ -39,6 +40,18 @@ def test_one_that_fails_ends_all_with_its_status_and_tells_it_once(hosts, how):
     ended = leaving(hosts, how)
     assert [each.status for each in ended] == [3, 3], ended
     assert (ended[0].err + ended[1].err).count(f"what went wrong: {how}") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["lead fails inside", "other fails inside"])
+def test_one_that_fails_in_what_all_do_together_ends_all_at_once(hosts, how, tmp_path):
+    ended = leaving(hosts, how, tmp_path / "made")
+    assert [each.status for each in ended] == [3, 3], ended
+    assert (ended[0].err + ended[1].err).count(f"what went wrong: {how}") == 1
+    assert not (tmp_path / "made").exists()
+    with shared_directory(tmp_path / "made"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
 @pytest.mark.slow

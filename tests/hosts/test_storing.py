@@ -34,7 +34,6 @@ def saved(hosts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     ended = hosts.run([SCRIPT, "save", folder], count=2, devices=8)
     assert [each.status for each in ended] == [0, 0], ended
-    assert [each.out for each in ended] == ["one has failed\n"] * 2
     return folder
 
 
@@ -69,7 +68,7 @@ def test_a_model_of_two_processes_is_that_of_one(saved):
 
 
 @pytest.mark.slow
-def test_a_folder_that_all_fill_is_whole_or_none(saved):
+def test_a_folder_that_all_fill_is_whole(saved):
     assert sorted(path.name for path in (saved / "together").iterdir()) == ["0", "1"]
     there = {path.name for path in saved.iterdir()} - {"config.json", "lineage.json"}
     assert there == {"checkpoints", "together", "params", "params.checksums.json"}
