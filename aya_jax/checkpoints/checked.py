@@ -102,7 +102,8 @@ class CheckedLeaves:
             layout = _layout(leaf, stacked)
             if layout is None:
                 self._check_chunks(path, leaf)
-                out[...] = leaf[(*index, slice(first, last))].read().result()
+                part: Any = (*index, slice(first, last))
+                out[...] = leaf[part].read().result()
             else:
                 self._read_files(path, index, first, out, *layout)
         return out

@@ -21,7 +21,7 @@ from aya_jax.checkpoints.safetensors import (
     write_index,
 )
 from aya_jax.checkpoints.slices import Leaf, LeafPath, make_frame, open_frame
-from aya_jax.checkpoints.store import CHUNK, RESERVE, write_listing
+from aya_jax.checkpoints.store import CHUNK, RESERVE, empty_place, write_listing
 from aya_jax.data.files import fingerprint_file, require_space, told_plainly
 from aya_jax.models.architecture import ModelConfig
 from aya_jax.models.names import HFTensor
@@ -55,17 +55,28 @@ class Output(ABC):
         """Return the `config.json` of the model."""
         return config.to_hf(reward=reward)
 
-    @abstractmethod
     def make(self) -> None:
-        """Make the files without content, for the lead alone.
+        """Make the files without content, for the lead alone; what was there of another merge is removed.
 
         Raises:
           AyaError: the disk has no room for them, or the place is not writable.
         """
+        with told_plainly(self.directory):
+            empty_place(self.directory, [NAME])
+            for path in self.directory.glob("model*.safetensors*"):
+                path.unlink()
+            self._make()
+
+    @abstractmethod
+    def _make(self) -> None: ...
 
     @abstractmethod
     def open(self) -> None:
         """Open the files that were made."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the files."""
 
     @abstractmethod
     def grain(self, tensor: HFTensor) -> int:
@@ -95,18 +106,22 @@ class Output(ABC):
 class Ours(Output):
     """The tree `params` of a model directory; every chunk of a leaf is a file."""
 
-    def make(self) -> None:
+    def _make(self) -> None:
         make_frame(self.directory, NAME, self.leaves)
 
     def open(self) -> None:
         self._stores: dict[LeafPath, ts.TensorStore] = open_frame(self.directory, NAME, self.leaves)
+
+    def close(self) -> None:
+        self._stores = {}
 
     def grain(self, tensor: HFTensor) -> int:
         return prod(self.leaves[tensor.leaf].chunks)
 
     def _rows(self, tensor: HFTensor, start: int, stop: int) -> ts.TensorStore:
         row = prod(tensor.part[1:])
-        return self._stores[tensor.leaf][(*tensor.index, slice(start // row, stop // row))]
+        part: Any = (*tensor.index, slice(start // row, stop // row))
+        return self._stores[tensor.leaf][part]
 
     def write(self, tensor: HFTensor, start: int, piece: np.ndarray) -> None:
         rows = piece.reshape(-1, *tensor.part[1:])
@@ -162,15 +177,20 @@ class HuggingFace(Output):
         dtype = self.leaves[("embedding",)].dtype.name
         return {**told, "dtype" if "dtype" in told else "torch_dtype": dtype}
 
-    def make(self) -> None:
-        with told_plainly(self.directory):
-            require_space(self.directory, self.nbytes + RESERVE)
-            make_files(self.directory, self._layout)
+    def _make(self) -> None:
+        require_space(self.directory, self.nbytes + RESERVE)
+        make_files(self.directory, self._layout)
 
     def open(self) -> None:
         self._files: dict[str, BinaryIO] = {
             name: open(self.directory / name, "r+b", buffering=0) for name in self._layout.headers
         }
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        if self._written is not None:
+            self._written.close()
 
     def grain(self, tensor: HFTensor) -> int:
         itemsize = self.leaves[tensor.leaf].dtype.itemsize

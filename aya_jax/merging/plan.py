@@ -115,6 +115,7 @@ def _require_same_model(one: Source, other: Source, *, vocabulary: bool) -> None
 
 
 def _require_same_config(one: Source, other: Source, apart: frozenset[str]) -> None:
+    assert one.config is not None
     names = [each.name for each in fields(one.config) if each.compare and each.name not in apart]
     for name in ["model_type", *names]:
         ours, theirs = (getattr(source.config, name, None) for source in (one, other))

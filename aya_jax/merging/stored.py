@@ -1,6 +1,7 @@
 """The merge of models on the disk: part by part, by one process or by several together."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -111,6 +112,13 @@ def merge_stored(work: Work, output: Output) -> dict[str, str]:
     journal = Journal(output.directory, _key(work, output))
     left = set(by_lead(lambda: _begin(journal, output)))
     output.open()
+    with closing(output):
+        found = _merge_into(work, output, journal, left)
+    by_lead(journal.remove)
+    return found
+
+
+def _merge_into(work: Work, output: Output, journal: Journal, left: set[str]) -> dict[str, str]:
     done = _verified(output, journal, [each for each in work.tensors if each.name in left])
     sizes = {each.name: prod(each.part) for each in work.tensors if each.name not in done}
     own = set(shared_out(sizes)[jax.process_index()])
@@ -125,9 +133,7 @@ def merge_stored(work: Work, output: Output) -> dict[str, str]:
     barrier("merge")
     names = {tensor.name for tensor in work.tensors}
     by_lead(lambda: output.finish({name: s for name, s in journal.read().items() if name in names}))
-    found = _all_checksums(output, work.tensors, checksums)
-    by_lead(journal.remove)
-    return found
+    return _all_checksums(output, work.tensors, checksums)
 
 
 def _key(work: Work, output: Output) -> str:
