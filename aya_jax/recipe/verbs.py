@@ -62,7 +62,7 @@ def train_verb(verb: str, model: str, data: str, out: str, reference: str | None
     from.
     """
     place = Path(out).absolute()
-    by_lead(lambda: _require_free(place))
+    by_lead(lambda: require_free(place))
     required = ("prompt", "completion") if verb == "sft" else PREFERENCE
     records = read_records(data, required=required)
     if verb != "sft":
@@ -89,7 +89,7 @@ def train_verb(verb: str, model: str, data: str, out: str, reference: str | None
             else:
                 job = jobs.sft if verb == "sft" else jobs.reward
                 figures = job(start, records, work=job_work)
-            by_lead(lambda: _commit(work, place))
+            by_lead(lambda: commit(work, place))
         outcome = "  ".join(f"{k} {v:.4g}" for k, v in figures.items()) + f"  {out}"
     except AyaError:
         # Without a checkpoint or a whole model there is nothing to go on from.
@@ -100,7 +100,7 @@ def train_verb(verb: str, model: str, data: str, out: str, reference: str | None
         line.close(outcome)
 
 
-def _require_free(out: str | Path) -> None:
+def require_free(out: str | Path) -> None:
     """Raise `AyaError` unless there is nothing at `out` yet, and a folder can be made there."""
     place = Path(out).absolute()
     if place.exists():
@@ -109,7 +109,8 @@ def _require_free(out: str | Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _commit(work: Path, place: Path) -> None:
+def commit(work: Path, place: Path) -> None:
+    """Rename a work folder to its place, without its mark."""
     commit_directory(work, place)
     (place / MARK).unlink()
 
@@ -152,7 +153,7 @@ def arbitrate_verb(data: str, teachers: Sequence[str], reward: str, out: str) ->
       AyaError: a prompt got no answer, `out` exists, or a file or model cannot be used.
     """
     records = read_records(data)
-    by_lead(lambda: _require_free(out))
+    by_lead(lambda: require_free(out))
     arbiter = load_inference(reward, reward=True)
     scored = answer_and_score(records, open_pool(list(teachers)), arbiter)
     routed = route(scored)
