@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -37,7 +38,7 @@ def start_processes() -> None:
     or Slurm tell. To be called before jax is used.
 
     Raises:
-      AyaError: the environment is incomplete.
+      AyaError: the environment is incomplete, or the coordinator's port is another program's.
       SystemExit: with status `LOST`, the others are not there yet, or no more.
     """
     number = os.environ.get("AYA_PROCESSES", "1")
@@ -56,6 +57,8 @@ def start_processes() -> None:
                 "AYA_PROCESSES must be a number, with AYA_COORDINATOR=host:port and AYA_PROCESS=0, 1, ..., "
                 "or 'auto'"
             ) from None
+        if found["process_id"] == 0:
+            _require_free(found["coordinator_address"])
     try:
         jax.distributed.initialize(
             **found,
@@ -77,6 +80,20 @@ def start_processes() -> None:
         )
         raise SystemExit(LOST) from None
     threading.Thread(target=_watch, name="processes", daemon=True).start()
+
+
+def _require_free(address: str) -> None:
+    """Raise `AyaError` where this host's port of the coordinator cannot be had: jax would crash."""
+    try:
+        with socket.socket() as probe:
+            for shared in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                probe.setsockopt(socket.SOL_SOCKET, shared, 1)
+            probe.bind(("", int(address.rpartition(":")[2])))
+    except (OSError, ValueError, OverflowError) as error:
+        raise AyaError(
+            f"AYA_COORDINATOR={address}: the port cannot be had ({error}); give host:port with one "
+            "that is free"
+        ) from None
 
 
 def _watch() -> None:

@@ -21,7 +21,10 @@ class Ended(NamedTuple):
 
 
 class Hosts:
-    """Starts the same command in several processes; they share compiled programs on the disk."""
+    """Starts the same command in several processes; they share compiled programs on the disk.
+
+    Programs are compiled quickly and not to be quick: what they compute is little.
+    """
 
     def __init__(self, cache):
         self.environment = {
@@ -29,16 +32,15 @@ class Hosts:
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }
+        self._ports = []
 
     def start(self, command, *, count, devices):
         """Start `command` (after `python`) in `count` processes with `devices` devices altogether."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
         told = {
             "AYA_PROCESSES": str(count),
-            "AYA_COORDINATOR": address,
+            "AYA_COORDINATOR": f"127.0.0.1:{self._port()}",
             "JAX_NUM_CPU_DEVICES": str(devices // count),
         }
         return [
@@ -52,6 +54,14 @@ class Hosts:
             )
             for process in range(count)
         ]
+
+    def _port(self):
+        """Return a port that nobody else gets: it stays ours, and the coordinator may share it."""
+        held = socket.socket()
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(("", 0))
+        self._ports.append(held)
+        return held.getsockname()[1]
 
     def run(self, command, *, count, devices):
         """Run as `start` does; return how each process ended."""

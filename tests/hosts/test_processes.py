@@ -1,10 +1,12 @@
 import json
 import signal
+import socket
 
 import jax
 import pytest
 
 from aya_jax.checkpoints.directories import shared_directory
+from aya_jax.errors import AyaError
 from aya_jax.sharding.processes import LOST, start_processes
 
 SCRIPT = "tests/hosts/leaving.py"
@@ -26,6 +28,18 @@ def test_one_whose_others_are_not_there_yet_is_to_be_started_again(monkeypatch, 
         start_processes()
     assert ended.value.code == LOST
     assert "aya-slice-0-0.aya" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["taken", "http", "70000"])
+def test_a_port_that_cannot_be_had_is_told(monkeypatch, port):
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1] if port == 'taken' else port}"
+        for name, value in (("PROCESSES", "2"), ("PROCESS", "0"), ("COORDINATOR", address)):
+            monkeypatch.setenv(f"AYA_{name}", value)
+        with pytest.raises(AyaError, match=f"AYA_COORDINATOR={address}: the port cannot be had"):
+            start_processes()
 
 
 def test_values_of_the_lead_and_of_all_are_told(hosts):
