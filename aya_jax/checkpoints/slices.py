@@ -76,7 +76,7 @@ def open_frame(
     place = directory / name
     return {
         path: ts.open(
-            {"driver": "zarr", "kvstore": _file(place / ".".join(path))}, write=True
+            {"driver": "zarr", "kvstore": _file(place / ".".join(path))}, read=True, write=True
         ).result()
         for path in leaves
     }
