@@ -44,6 +44,9 @@ class Pieces(Protocol):
     special: Mapping[str, int]
     """The special tokens, which only a template can write."""
 
+    ids: Mapping[str, int]
+    """All tokens, added ones too."""
+
     vocab_size: int
     """One more than the largest id."""
 
@@ -95,6 +98,7 @@ class SentencePieces:
             for text, i in self._ids.items()
             if i >= self._size or proto.pieces[i].type == control
         }
+        self.ids: Mapping[str, int] = self._ids
         self.vocab_size = 1 + max(self._ids.values())
         self.names: Mapping[str, str] = {
             f"{kind}_token": proto.pieces[i].piece
@@ -172,7 +176,8 @@ class JsonPieces:
             for i, token in tokens.items()
             if token.special or token.content in special
         }
-        self.vocab_size = 1 + max(self._engine.get_vocab(with_added_tokens=True).values())
+        self.ids: Mapping[str, int] = self._engine.get_vocab(with_added_tokens=True)
+        self.vocab_size = 1 + max(self.ids.values())
         self._texts = {i: text for text, i in self.special.items()}
         self._found = special_pattern(self.special)
         self._marked: dict[str, tokenizers.Tokenizer] = {}

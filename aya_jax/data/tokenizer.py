@@ -54,6 +54,7 @@ class Tokenizer:
     Attributes:
       files: the content of the tokenizer's files, by name.
       chat_template: its text, None where there is none.
+      ids: the id of every token, by its text.
       vocab_size: one more than the largest id.
       bos_id: the id that begins a text, None for a family without one (Qwen).
       eos_id: the id that closes an assistant's turn, as the chat template has it; where there is no
@@ -103,7 +104,7 @@ class Tokenizer:
         template = settings.template
         self.chat_template = CHAT_TEMPLATE if template == _CHAT_TEMPLATE_BEFORE else template
         self._template = ChatTemplate(self.chat_template, names) if self.chat_template else None
-        self.vocab_size = self._pieces.vocab_size
+        self.ids, self.vocab_size = self._pieces.ids, self._pieces.vocab_size
         named = {name: self._pieces.id_of(text) for name, text in names.items()}
         self.bos_id = named.get("bos_token")
         end = named.get("eos_token")

@@ -1,12 +1,10 @@
 """Merging model directories, and an adapter into one."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import gin
 
 from aya_jax.checkpoints.adapters import load_adapters
 from aya_jax.checkpoints.directories import resumed_directory, shared_directory
@@ -15,13 +13,16 @@ from aya_jax.checkpoints.model_directory import (
     describe_model,
     fill_model,
 )
-from aya_jax.errors import AyaError
-from aya_jax.merging.methods import Settings, method_of
+from aya_jax.data.files import atomic_write
+from aya_jax.merging.methods import Settings
 from aya_jax.merging.methods.averages import uniform
 from aya_jax.merging.outputs import Output
-from aya_jax.merging.plan import output_of, work_of
+from aya_jax.merging.plan import output_of, plan_of, work_of
+from aya_jax.merging.settings import MergeConfig, merge_config
 from aya_jax.merging.sources import open_source
 from aya_jax.merging.stored import Work, merge_stored
+from aya_jax.merging.told import told
+from aya_jax.merging.vocabulary import Vocabulary, merged_vocabulary
 from aya_jax.model import load
 from aya_jax.models import lora
 from aya_jax.models.architecture import ModelConfig
@@ -29,38 +30,30 @@ from aya_jax.sharding.processes import by_lead
 
 
 def merge(
-    paths: Sequence[str | Path], *, out: str | Path, replace: bool = False, **settings: Any
+    models: Sequence[str | Path] | MergeConfig,
+    *,
+    out: str | Path,
+    replace: bool = False,
+    **settings: Any,
 ) -> Path:
     """Merge models into a new directory at `out`, whole or not at all; one that was killed is gone on from.
 
     Args:
-      paths: the model directories.
+      models: the model directories; or the whole of what is asked for.
       out: where; `replace` allows that something is there already.
       replace: see `out`.
-      **settings: see `merge_into`.
+      **settings: see `settings.merge_config`.
 
     Raises:
-      AyaError: see `merge_into`; or `out` exists or cannot be written.
+      AyaError: see `settings.merge_config` and `merge_into`; or `out` exists or cannot be written.
     """
+    config = models if isinstance(models, MergeConfig) else merge_config(models=models, **settings)
     with resumed_directory(out, replace=replace) as folder:
-        merge_into(folder, paths, **settings)
+        merge_into(folder, config)
     return Path(out)
 
 
-@gin.configurable("merge", denylist=["directory", "paths", "base", "stage"])
-def merge_into(
-    directory: Path,
-    paths: Sequence[str | Path],
-    *,
-    base: str | Path | None = None,
-    method: str = "linear",
-    weights: Sequence[float] | None = None,
-    density: float = 0.5,
-    seed: int = 0,
-    dtype: str | None = None,
-    form: str = "aya",
-    stage: str = "merge",
-) -> None:
+def merge_into(directory: Path, config: MergeConfig, *, stage: str = "merge") -> None:
     """Fill a folder, that the caller commits, with the merge of models and its lineage.
 
     No model is in memory as a whole; see `merge_stored`. All processes of a run call it. What a killed
@@ -68,47 +61,80 @@ def merge_into(
 
     Args:
       directory: the folder.
-      paths: the models: directories of ours or of Hugging Face, or steps of a training's checkpoints.
-      base: what they were trained from; the methods on differences need it.
-      method: a key of `methods.METHODS`.
-      weights: one a model; equal ones if absent.
-      density: the share of entries that TIES and DARE keep.
-      seed: of what a method draws.
-      dtype: of the parameters; those of the first model if absent.
-      form: `aya`, or `hugging_face` for a directory of that kind.
+      config: what is asked for.
       stage: the name in the lineage.
 
     Raises:
       AyaError: the models do not fit together, or the settings not the method; a file is missing or
         damaged; the disk is full.
     """
-    count = len(paths)
-    if weights is not None and len(weights) != count:
-        raise AyaError(f"merge: {len(weights)} weights for {count} models; give one for each")
-    shares = tuple(weights) if weights is not None else (1.0 / max(1, count),) * count
-    settings = Settings(shares, density=(density,) * count, normalize=method_of(method).normalize)
+    with opened(config) as (work, vocabulary):
+        output = output_of(work, directory, form=config.form, dtype=config.dtype)
+        by_lead(lambda: _write_files(directory, vocabulary.files))
+        _fill(directory, work, output, _lineage(config, work, stage))
+
+
+def describe(config: MergeConfig) -> str:
+    """Return what a merge would do, for people: models, settings, tensors, and bytes read, written and held.
+
+    Raises:
+      AyaError: as `merge_into`, before anything is written.
+    """
+    with opened(config) as (work, vocabulary):
+        output = output_of(work, Path("."), form=config.form, dtype=config.dtype)
+        return told(config, work, vocabulary, plan_of(work, output))
+
+
+@contextmanager
+def opened(config: MergeConfig) -> Iterator[tuple[Work, Vocabulary]]:
+    """Open the models of a merge and find out all that must fit together; close them at the end.
+
+    Raises:
+      AyaError: something does not.
+    """
     with ExitStack() as stack:
-        models = [stack.enter_context(open_source(path)) for path in paths]
-        start = stack.enter_context(open_source(base)) if base is not None else None
-        work = work_of(models, start, method=method, settings=lambda *_: settings, seed=seed)
-        output = output_of(work, directory, form=form, dtype=dtype)
-        lineage = {
-            "stage": stage,
-            "kind": "merge",
-            "method": method,
-            "parents": [
-                {
-                    "path": Path(path).name,
-                    "fingerprint": model.lineage.get("params_fingerprint"),
-                    "weight": share,
-                }
-                for path, model, share in zip(paths, models, shares, strict=True)
-            ],
-        }
-        if start is not None:
-            lineage["base"] = start.lineage.get("params_fingerprint")
-        by_lead(lambda: copy_tokenizer(models[0].path, directory))
-        _fill(directory, work, output, lineage)
+        models = [stack.enter_context(open_source(path)) for path in config.models]
+        base = stack.enter_context(open_source(config.base)) if config.base else None
+        vocabulary = merged_vocabulary(config, models, base)
+        work = work_of(
+            models,
+            base,
+            method=config.method,
+            settings=config.settings,
+            seed=config.seed,
+            rows=vocabulary.rows,
+        )
+        yield work, vocabulary
+
+
+def _write_files(directory: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        atomic_write(directory / name, content)
+
+
+def _lineage(config: MergeConfig, work: Work, stage: str) -> dict[str, Any]:
+    """Return what is told of a merge; a weight that is not the same for all tensors is null."""
+    each = list(work.settings.values())
+    weights = [
+        settings[0] if len(set(settings)) == 1 else None
+        for settings in zip(*(settings.weights for settings in each), strict=True)
+    ]
+    lineage: dict[str, Any] = {
+        "stage": stage,
+        "kind": "merge",
+        "method": config.method,
+        "parents": [
+            {
+                "path": Path(path).name,
+                "fingerprint": model.lineage.get("params_fingerprint"),
+                "weight": weight,
+            }
+            for path, model, weight in zip(config.models, work.sources, weights, strict=True)
+        ],
+    }
+    if work.base is not None:
+        lineage["base"] = work.base.lineage.get("params_fingerprint")
+    return lineage
 
 
 def average_into(

@@ -26,7 +26,7 @@ from aya_jax.data.records import read_records
 from aya_jax.data.tokenizer import train_tokenizer
 from aya_jax.errors import AyaError, nearest
 from aya_jax.generation.engine import sample
-from aya_jax.merging.merge import merge_into
+from aya_jax.merging.settings import merge_config
 from aya_jax.model import inference
 from aya_jax.models.config import decoder_config
 from aya_jax.recipe import job_settings, tasks
@@ -168,7 +168,7 @@ class _Plan:
         inputs = [*parts, start]
         arguments = {"parts": tuple(parts), "start": start, **settings}
         return self.add(
-            model, tasks.merge_parts, inputs, scope=scope, uses=(merge_into,), **arguments
+            model, tasks.merge_parts, inputs, scope=scope, uses=(merge_config,), **arguments
         )
 
     def add_online(self, family: str, start: str, iterations: int) -> list[str]:

@@ -19,6 +19,7 @@ from aya_jax.data.tokenizer import Tokenizer, train_tokenizer
 from aya_jax.evaluation.evaluate import answer, mark
 from aya_jax.generation.engine import sample
 from aya_jax.merging.merge import merge_into
+from aya_jax.merging.settings import MergeConfig, merge_config
 from aya_jax.model import Model, load_inference, load_model_config
 from aya_jax.recipe import job_settings, jobs
 from aya_jax.recipe.fit import Work
@@ -193,7 +194,7 @@ def sft(context: Context, *, start: str, data: str, languages: Sequence[str]) ->
     """
     rows = in_languages(_records(context, data), languages)
     if not rows:
-        merge_into(context.directory, [context.inputs[start]], stage=context.name)
+        _as_it_is(context, start)
         return {"examples": 0}
     return jobs.sft(
         jobs.load_start(context.inputs[start], reward=False),
@@ -206,7 +207,7 @@ def dpo(context: Context, *, start: str, data: str, languages: Sequence[str]) ->
     """Preference-train on the pairs in some languages; without any pair the model stays as it is."""
     rows = in_languages(_records(context, data), languages)
     if not rows:
-        merge_into(context.directory, [context.inputs[start]], stage=context.name)
+        _as_it_is(context, start)
         return {"pairs": 0}
     return jobs.dpo(
         jobs.load_start(context.inputs[start], reward=False),
@@ -219,14 +220,16 @@ def merge_parts(
     context: Context, *, parts: Sequence[str], start: str, **settings: Any
 ) -> dict[str, Any]:
     """Merge the cluster models; `start` is what they were trained from."""
-    merge_into(
-        context.directory,
-        [context.inputs[part] for part in parts],
-        base=context.inputs[start],
-        stage=context.name,
-        **settings,
-    )
+    models = [context.inputs[part] for part in parts]
+    config = merge_config(models=models, base=context.inputs[start], **settings)
+    merge_into(context.directory, config, stage=context.name)
     return {"models": len(parts)}
+
+
+def _as_it_is(context: Context, start: str) -> None:
+    """Make a model of the one that there is: a merge of it alone."""
+    config = MergeConfig((str(context.inputs[start]),))
+    merge_into(context.directory, config, stage=context.name)
 
 
 def online_samples(context: Context, *, start: str, max_length: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import aya_jax
 from aya_jax.checkpoints.model_directory import load_lineage, load_params
 from aya_jax.cli import VERBS
 from aya_jax.data.records import read_records
+from aya_jax.merging.methods import METHODS
 
 
 def leaves(path):
@@ -145,9 +146,8 @@ def test_arbitrate(aya, shelf, tmp_path):
     assert {line.split(":")[0] for line in told.splitlines()} == {"de", "en", "ru"}
 
 
-@pytest.mark.parametrize(
-    "method", ["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
-)
+# Model Stock finds nothing in two models of which one is the base.
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"model_stock"}))
 def test_merge_by_each_method(aya, shelf, tmp_path, method):
     out = tmp_path / "merged"
     status, _, error = aya(
@@ -165,6 +165,33 @@ def test_merge_by_each_method(aya, shelf, tmp_path, method):
         assert leaf.dtype == one[name].dtype
         assert (leaf != one[name]).any() and (leaf != two[name]).any()
     assert aya("generate", "--model", out, "--prompt", "Hallo")[0] == 0
+
+
+def test_merge_by_mergekits_file_into_a_hugging_face_directory(aya, shelf, tmp_path):
+    asked = {
+        "merge_method": "slerp",
+        "base_model": str(shelf.model),
+        "models": [{"model": str(shelf.other)}, {"model": str(shelf.model)}],
+        "parameters": {"t": [{"filter": "self_attn", "value": 1}, {"value": 0}]},
+    }
+    (tmp_path / "merge.yml").write_text(json.dumps(asked))
+    out = tmp_path / "merged"
+    words = ("--config", tmp_path / "merge.yml", "--format", "hugging_face", "--dtype", "bfloat16")
+    assert aya("merge", *words, "--out", out)[0] == 0
+    merged, one, two = (aya_jax.load(path).params for path in (out, shelf.model, shelf.other))
+    for name, source in (("q", two), ("up", one)):
+        found, expected = (params["layers"]["block"][name] for params in (merged, source))
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(found, expected.astype(jnp.bfloat16))
+
+
+def test_a_dry_run_tells_and_makes_nothing(aya, shelf, tmp_path):
+    two = ("--models", shelf.model, shelf.other, "--base", shelf.other, "--dry-run")
+    status, told, _ = aya("merge", *two, "--method", "ties", "--weights", 0.5, 0.25, "--lambda", 2)
+    assert status == 0
+    assert "ties of 2 models" in told and f"{shelf.other}  weight 0.25, density 0.5" in told
+    assert "scale 2.0" in told and "GiB of disk" in told
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_merge_weighs(aya, shelf, tmp_path):

@@ -16,7 +16,7 @@ import pytest
 import aya_jax
 from aya_jax.data.languages import LANGUAGES, language_clusters
 from aya_jax.errors import AyaError
-from aya_jax.merging.merge import merge_into
+from aya_jax.merging.settings import merge_config
 from aya_jax.models.config import decoder_config
 from aya_jax.models.decoder import init_params
 from aya_jax.recipe.expanse import expanse
@@ -211,7 +211,7 @@ def test_figures_in_the_comments_of_a_recipe(size, own):
         state, both = gigabytes(12 * count / n), gigabytes(16 * count / n)
         assert f"{n} devices {state} GB ({both}" in text
     parse_gin([file], own)
-    made = [s for s in expanse().stages if {train, merge_into} & set(s.uses)]
+    made = [s for s in expanse().stages if {train, merge_config} & set(s.uses)]
     assert f"{len(made)} model directories, {len(made) * 4 * count / 1e12:.2g} TB" in text
 
 

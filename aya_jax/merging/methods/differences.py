@@ -187,7 +187,7 @@ def drawn(s: Settings, tensor: Tensor, seed: int, measured: None, block: Block) 
 
     mergekit rescales to the L1 norm that the difference had, so that the mean is that of no entry.
     """
-    factors = []
+    factors: list[Any] = []
     for model, density in enumerate(s.density):
         if density >= 1.0:
             factors.append(np.float32(1.0))
@@ -224,7 +224,7 @@ def by_magnitude(
     s: Settings, tensor: Tensor, seed: int, measured: None, block: Block
 ) -> tuple[Any, ...]:
     """Each entry stays with its own chance, see `chances`; with `rescale` it is divided by it."""
-    factors = []
+    factors: list[Any] = []
     for model, density in enumerate(s.density):
         if density >= 1.0:
             factors.append(np.float32(1.0))
