@@ -56,9 +56,21 @@ def find_collectives(module: Module, mesh: Mesh, *, unknown: int = 1) -> list[Co
     shape, names = tuple(mesh.shape.values()), tuple(mesh.shape)
     chains: set[str] = set()
     sums: dict[tuple[str, tuple[str, ...], tuple[int, ...]], list[float]] = {}
+
+    def add(kind: str, groups: Sequence[Sequence[int]], times: int, size: int) -> None:
+        key = (kind, _axes(groups, shape, names), tuple(groups[0]))
+        found = sums.setdefault(key, [0, 0, 0.0])
+        found[0] += times
+        found[1] += times * size
+        found[2] += times * size * _share(kind, len(groups[0]))
+
     for computation, instruction, times in module.runs(unknown):
         kind = instruction.opcode.removesuffix("-start")
-        if kind not in KINDS or not times:
+        across = _kind_across_slices(instruction)
+        if (across or kind) not in KINDS or not times:
+            continue
+        if across:
+            add(across, _across_slices(mesh), times, array_bytes(parts_of(instruction.shape)[0])[0])
             continue
         # A TPU's gather in the background is written down in every part of the work it runs beside.
         chain = re.search(r'chain_id="(\d+)"', instruction.rest)
@@ -67,23 +79,34 @@ def find_collectives(module: Module, mesh: Mesh, *, unknown: int = 1) -> list[Co
                 continue
             chains.add(f"{kind} {chain[1]}")
         groups = device_groups(instruction, mesh.size)
-        group = groups[0]
-        if len(group) < 2:
+        if len(groups[0]) < 2:
             continue
-        size = _array(instruction, kind, len(group))
+        size = _array(instruction, kind, len(groups[0]))
         # A TPU reduces and keeps a part in one: a fusion of a reduction and a slice.
         if kind == "all-reduce" and "all-reduce-scatter" in computation:
             kind = "reduce-scatter"
-        key = (kind, _axes(groups, shape, names), tuple(group))
-        found = sums.setdefault(key, [0, 0, 0.0])
-        found[0] += times
-        found[1] += times * size
-        found[2] += times * size * _share(kind, len(group))
+        add(kind, groups, times, size)
     made = [
         Collective(kind, axes, len(group), group, int(count), int(size), sent)
         for (kind, axes, group), (count, size, sent) in sums.items()
     ]
     return sorted(made, key=lambda c: -c.sent_bytes)
+
+
+def _kind_across_slices(instruction: Instruction) -> str | None:
+    """Return what kind of exchange between TPU slices begins here, which is written as a `send`, or None."""
+    found = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
+    if instruction.opcode != "send" or not found:
+        return None
+    return found[1].lower().replace("_", "-")
+
+
+def _across_slices(mesh: Mesh) -> list[list[int]]:
+    """Return the groups of devices that are at the same place of every slice."""
+    places: dict[int, list[int]] = {}
+    for place, device in enumerate(mesh.devices.flat):
+        places.setdefault(device.slice_index, []).append(place)
+    return [list(group) for group in zip(*places.values(), strict=True)]
 
 
 def _array(instruction: Instruction, kind: str, devices: int) -> int:

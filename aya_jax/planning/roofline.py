@@ -69,7 +69,8 @@ def interconnect_seconds(
     """Return how long the busiest links are busy.
 
     An exchange is spread over all links of the sides of the torus along which its devices differ: two a
-    side where the side is a ring, or one, that of its end. Those of other sides may run meanwhile.
+    side where the side is a ring, or one, that of its end. Those of other sides may run meanwhile, and so may
+    those between slices.
     """
     busy: dict[int, float] = {}
     for collective in collectives:
@@ -84,29 +85,30 @@ def interconnect_seconds(
 
 
 def _place(topology: Topology, device: jax.Device) -> tuple[int, ...]:
-    """Return the coordinates of a device's chip; of a GPU its machine and its number."""
+    """Return the slice of a device, and the coordinates of its chip; of a GPU its machine and its number."""
     if topology.chip.dimensions:
         coordinates: tuple[int, ...] = tuple(device.coords)
-        return coordinates[: topology.chip.dimensions]
+        which = device.slice_index if topology.slices > 1 else 0
+        return which, *coordinates[: topology.chip.dimensions]
     return divmod(device.id, GPUS_OF_A_MACHINE)
 
 
 def _links(topology: Topology, places: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], float]:
     """Return which sides of the torus devices differ along, and the bytes a second that leave one of them.
 
-    Of GPUs side 0 is the network between machines, and side 1 NVLink. Devices of one chip alone exchange
-    within it, which is not bounded here.
+    Side 0 is the network between slices or machines; of GPUs side 1 is NVLink. Devices of one chip alone
+    exchange within it, which is not bounded here.
     """
     chip = topology.chip
     sides = tuple(i for i in range(len(places[0])) if len({place[i] for place in places}) > 1)
+    if 0 in sides:
+        return (0,), chip.network_bandwidth / chip.devices
     if not chip.dimensions:
-        if 0 in sides:
-            return (0,), chip.network_bandwidth
         return (1,), chip.link_bandwidth
     links = 0
     for side in sides:
-        whole = len({place[side] for place in places}) == topology.shape[side]
-        links += 2 if whole and topology.wraps(side) else 1
+        whole = len({place[side] for place in places}) == topology.shape[side - 1]
+        links += 2 if whole and topology.wraps(side - 1) else 1
     # The devices of a chip share its links.
     return sides, links * chip.link_bandwidth / chip.devices
 

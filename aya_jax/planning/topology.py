@@ -23,22 +23,24 @@ GPUS_OF_A_MACHINE = 8
 
 @dataclass(frozen=True)
 class Topology:
-    """Chips that belong together: the torus of a TPU slice, or the GPUs of one or more machines.
+    """Chips that belong together: TPU slices, each a torus, or the GPUs of one or more machines.
 
     Attributes:
       name: as the user wrote it.
       chip: its kind.
       shape: sides of the torus; of GPUs their number.
+      slices: how many such tori there are, joined by the data-centre network.
     """
 
     name: str
     chip: Chip
     shape: tuple[int, ...]
+    slices: int = 1
 
     @property
     def chips(self) -> int:
         """How many chips there are."""
-        return math.prod(self.shape)
+        return math.prod(self.shape) * self.slices
 
     @property
     def device_count(self) -> int:
@@ -59,7 +61,7 @@ class Topology:
 
 
 def parse_topology(text: str) -> Topology:
-    """Return the topology of a name such as `v5e:8x8` or `gpu:8xh100`.
+    """Return the topology of a name such as `v5e:8x8`, `2xv5e:8x8` (two slices) or `gpu:8xh100`.
 
     Raises:
       AyaError: it is no such name, or there is no slice of that shape.
@@ -75,20 +77,20 @@ def parse_topology(text: str) -> Topology:
                 f"--topology {text}: give up to {GPUS_OF_A_MACHINE} GPUs, or whole machines of that many"
             )
         return Topology(text, CHIPS[found[2]], (count,))
-    found = re.fullmatch(r"([\w-]+):(\d+(?:x\d+)*)", text)
+    found = re.fullmatch(r"(?:(\d+)x)?([\w-]+):(\d+(?:x\d+)*)", text)
     if not found:
         raise AyaError(f"--topology {text}: write a chip and its shape, such as {EXAMPLES}")
     tpus = [name for name, chip in CHIPS.items() if chip.platform == "tpu"]
-    if found[1] not in tpus:
-        raise AyaError(f"--topology {text}: unknown TPU '{found[1]}'{nearest(found[1], tpus)}")
-    chip, shape = CHIPS[found[1]], tuple(map(int, found[2].split("x")))
+    if found[2] not in tpus:
+        raise AyaError(f"--topology {text}: unknown TPU '{found[2]}'{nearest(found[2], tpus)}")
+    chip, shape, slices = CHIPS[found[2]], tuple(map(int, found[3].split("x"))), int(found[1] or 1)
     if len(shape) != chip.dimensions:
         raise AyaError(
             f"--topology {text}: the shape of {chip.name} has {chip.dimensions} sides, such as {EXAMPLES}"
         )
-    if 0 in shape:
-        raise AyaError(f"--topology {text}: no side may be 0")
-    return Topology(text, chip, shape)
+    if 0 in (*shape, slices):
+        raise AyaError(f"--topology {text}: no side, and no number of slices, may be 0")
+    return Topology(text, chip, shape, slices)
 
 
 def describe_devices(topology: Topology) -> np.ndarray:
@@ -120,7 +122,10 @@ def _tpu(topology: Topology) -> tuple[Any, ...]:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
+        one = f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}"
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=one, num_slices=topology.slices
+        )
     except Exception as error:
         raise AyaError(_told(topology, error)) from None
     return tuple(described.devices)

@@ -1,5 +1,7 @@
 """What devices exchange, read from texts as compilers write them; the truth is counted by hand."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -181,3 +183,26 @@ def test_a_program_that_xla_compiles_here():
     module = Module.parse(text.as_text())
     assert module.computations[module.entry]
     assert find_collectives(module, mesh) == []
+
+
+def test_what_crosses_slices_is_sent_and_received_by_the_hosts():
+    line = (
+        "  %{0}.1 = (f32[8,64]{{1,0:T(8,128)}}, u32[], token[]) {0}(%p0, %t0), channel_id=6, "
+        'is_host_transfer=true, frontend_attributes={{_xla_megascale_target="{{1,2}}x{{0:3}}",'
+        '_xla_megascale_transfer_type="ALL_REDUCE"}}\n'
+    )
+    module = Module.parse(
+        "ENTRY %main (p0: f32[8,64]) -> f32[8,64] {\n"
+        "  %p0 = f32[8,64]{1,0} parameter(0)\n" + line.format("recv") + line.format("send") + "}\n"
+    )
+
+    class Device:
+        def __init__(self, number):
+            self.slice_index = number // 4
+
+    devices = np.array([Device(i) for i in range(8)], dtype=object).reshape(4, 2)
+    mesh = SimpleNamespace(shape={"data": 4, "fsdp": 2}, size=8, devices=devices)
+    (found,) = find_collectives(module, mesh)
+    assert (found.kind, found.axes, found.group) == ("all-reduce", ("data",), (0, 4))
+    # Of two slices each sends as much as the array is large.
+    assert (found.count, found.bytes, found.sent_bytes) == (1, 2048, 2048)

@@ -16,6 +16,7 @@ class Device:
 
     id: int
     coords: tuple
+    slice_index: int = 0
 
 
 def grid(columns, rows):
@@ -57,6 +58,16 @@ def test_gpus_of_a_machine_exchange_by_nvlink_and_machines_by_their_network():
     inside = interconnect_seconds(gpus, [gather(range(8), 450e9)], devices)
     across = interconnect_seconds(gpus, [gather((0, 8), 50e9)], devices)
     assert inside == pytest.approx(1.0) and across == pytest.approx(1.0)
+
+
+def test_slices_exchange_by_the_network_of_their_chips():
+    two = parse_topology("2xv5e:8x8")
+    devices = np.concatenate([grid(8, 8), grid(8, 8)])
+    devices[64:] = [Device(d.id + 64, d.coords, 1) for d in devices[64:]]
+    across = gather((5, 69), 3.125e9)
+    assert interconnect_seconds(two, [across], devices) == pytest.approx(1.0)
+    # Links within a slice work meanwhile.
+    assert interconnect_seconds(two, [across, gather(ROW, 50e9)], devices) == pytest.approx(1.0)
 
 
 def test_two_devices_of_a_chip_share_its_links():

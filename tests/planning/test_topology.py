@@ -13,6 +13,8 @@ from aya_jax.planning.topology import describe_devices, parse_topology
         ("v5e:8x8", "v5e", 64, 64),
         ("v5p:4x4x8", "v5p", 128, 128),
         ("v6e:16x16", "v6e", 256, 256),
+        # Two slices.
+        ("2xv5e:4x8", "v5e", 64, 64),
         # A chip of this kind is two devices.
         ("tpu7x:2x2x1", "tpu7x", 4, 8),
         ("gpu:8xh100", "h100", 8, 8),
@@ -34,7 +36,8 @@ def test_a_topology_has_chips_and_devices(name, chip, chips, devices):
         ("h100:2x2", "unknown TPU 'h100'"),
         ("gpu:8xh10", "unknown GPU 'h10'; did you mean 'h100'?"),
         ("gpu:12xh100", "whole machines"),
-        ("v5e:0x8", "no side may be 0"),
+        ("v5e:0x8", "no side, and no number of slices, may be 0"),
+        ("0xv5e:8x8", "no side, and no number of slices, may be 0"),
     ],
 )
 def test_what_is_no_topology_is_told_in_a_line(name, said):
