@@ -1,6 +1,7 @@
 """What is asked of any model, a decoder or an encoder-decoder, given its configuration."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import jax
@@ -59,8 +60,10 @@ def hf_tensors(config: ModelConfig, *, reward: bool = False) -> tuple[HFTensor, 
     return names.hf_tensors(require_decoder(config, "a scalar head"), reward=reward)
 
 
+# A start asks for these many times over, and each tracing of a model takes a good part of a second.
+@cache
 def logical_axes(config: ModelConfig, *, reward_head: bool = False) -> Params:
-    """Return the logical axes of every parameter, a `PartitionSpec` a leaf.
+    """Return the logical axes of every parameter, a `PartitionSpec` a leaf; always the same dicts.
 
     Raises:
       AyaError: an encoder-decoder has no scalar head.
@@ -70,8 +73,11 @@ def logical_axes(config: ModelConfig, *, reward_head: bool = False) -> Params:
     return decoder.logical_axes(require_decoder(config, "a scalar head"), reward_head=reward_head)
 
 
+@cache
 def abstract_params(config: ModelConfig, *, reward_head: bool = False) -> Params:
     """Return the shape and dtype of every parameter as it is initialised, a `ShapeDtypeStruct` a leaf.
+
+    The dicts are always the same ones: not to be changed.
 
     Raises:
       AyaError: an encoder-decoder has no scalar head.
