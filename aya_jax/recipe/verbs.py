@@ -52,6 +52,9 @@ SETTINGS = (
 
 def read_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
     """Read gin files and bindings for one verb; see `settings.parse_gin`, also for its errors."""
+    # Settings can be given of what has been imported.
+    from aya_jax.recipe import compare  # noqa: F401
+
     parse_gin(files, bindings)
 
 

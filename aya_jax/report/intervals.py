@@ -107,6 +107,45 @@ def pair_accuracy(models: Mapping[str, Mapping[str, Any]], names: Mapping[str, s
     return chart(title, *parts, height=bottom + FOOT, class_="accuracy")
 
 
+def ranking(
+    title: str,
+    rows: Sequence[tuple[str, Figure, str]],
+    *,
+    shown: Callable[[float, int], str],
+    zero: bool = False,
+) -> Markup:
+    """Return a row for each figure, in their order.
+
+    Args:
+      title: of the chart, for those who cannot see it.
+      rows: name, figure, and what it is told apart by: a class of the style, such as `strong`.
+      shown: the text of a number with so many decimals.
+      zero: whether zero is marked, and always in sight.
+    """
+    ends = [figure[end] for _, figure, _ in rows for end in ("low", "high")] + [0.0] * zero
+    marks = ticks(min(ends), max(ends), 4)
+    low, high = marks[0], marks[-1]
+    bottom = TOP + ROW * len(rows)
+
+    def x(value: float) -> float:
+        return (value - low) / (high - low)
+
+    parts = _grid(marks, x, bottom, lambda v: shown(v, digits(marks)))
+    if zero:
+        place = across(x(0.0))
+        parts.append(tag("line", x1=place, x2=place, y1=TOP, y2=bottom, class_="reference"))
+    for i, (name, figure, kind) in enumerate(rows):
+        y = TOP + ROW * (i + 0.5)
+        parts.append(
+            tag("text", name, x="-10", y=y + 4, class_=f"row-name {kind}", text_anchor="end")
+        )
+        value, *span = (shown(figure[key], 4) for key in ("value", "low", "high"))
+        parts.append(
+            _interval(figure, x, y, kind, f"{name}: {value} [{', '.join(span)}]", data_row=name)
+        )
+    return chart(title, *parts, height=bottom + FOOT, class_="ranking")
+
+
 def span_of(comparisons: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """Return the ends of the axis that all comparisons of one metric share; zero is within."""
     figures = [f for c in comparisons for f in c["difference"].values()]
