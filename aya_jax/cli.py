@@ -140,7 +140,9 @@ def _arbitrate(parser: Parser) -> Callable[[Args], None]:
 
 def _merge(parser: Parser) -> Callable[[Args], None]:
     parser.add_argument("--models", nargs="+", help="model directories, ours or of Hugging Face")
-    parser.add_argument("--config", help="mergekit's YAML file, in place of models and settings")
+    parser.add_argument(
+        "--config", help="mergekit's YAML file, in place of models and settings; or a gin file"
+    )
     parser.add_argument("--base", help="what they were trained from, for ties, dare and the like")
     parser.add_argument(
         "--method", help="linear (default), slerp, ties and others: docs/merging.md"
@@ -170,6 +172,7 @@ def _merge(parser: Parser) -> Callable[[Args], None]:
         from aya_jax.merging.merge import describe, merge, merge_adapter
         from aya_jax.merging.mergekit import read_mergekit
         from aya_jax.merging.settings import merge_config
+        from aya_jax.recipe.verbs import read_gin
 
         def given(*names: str) -> dict[str, Any]:
             return {name: v for name in names if (v := getattr(args, name)) is not None}
@@ -184,13 +187,16 @@ def _merge(parser: Parser) -> Callable[[Args], None]:
                 )
             merge_adapter(args.models[0], args.adapter, out=args.out)
             return
-        if args.config is not None:
+        if args.config is not None and not args.config.endswith(".gin"):
             if args.models or chosen:
                 raise AyaError(
                     "--config names the models and their settings; give no others beside it"
                 )
             config = replace(read_mergekit(args.config), **outer)
+            config.check()
         else:
+            if args.config is not None:
+                read_gin([args.config, *args.gin_file], args.gin_bindings)
             config = merge_config(**given("models"), **chosen, **outer)
         if args.dry_run:
             print(describe(config))

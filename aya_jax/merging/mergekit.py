@@ -11,26 +11,30 @@ import yaml
 
 from aya_jax.errors import AyaError, nearest
 from aya_jax.merging.methods import METHODS, method_of
-from aya_jax.merging.settings import DTYPES, MergeConfig, Slice
+from aya_jax.merging.settings import DTYPES, MergeConfig, Slice, cases
 
 FIELDS = {
     *("merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype"),
     *("tokenizer_source", "tokenizer"),
 }
-# What may be given, but changes nothing of what is computed here, or must be as it is here.
+# What must be as it is here.
 AS_IT_IS = {"nuslerp_flatten": True, "nuslerp_row_wise": False, "filter_wise": False}
-IGNORED = ("int8_mask",)
+# mergekit's methods that take no weights.
+UNWEIGHTED = ("slerp", "karcher", "model_stock")
 # Defaults that are others than ours.
 LINEAR: dict[str, Any] = {"normalize": True}
 SPARSE: dict[str, Any] = {"density": 1.0}
 RENAMED = {"lambda": "scale"}
+# What mergekit passes over where a method has no use for it, and what changes only how it computes.
+PASSED_OVER = {"weight", "t", "int8_mask"}.union(*(method.options for method in METHODS.values()))
 
 
 def read_mergekit(path: str | Path) -> MergeConfig:
     """Return the merge that a YAML file asks for; its models are folders, seen from the file's.
 
     `models`, or `slices` that take every layer of every model once, in order. Layers of different depths in one
-    slice, or a model of layers stacked anew, are refused, as are `modules` and models of the Hugging Face Hub.
+    slice, or a model of layers stacked anew, are refused, as are `modules` and models of the Hugging Face Hub. Known
+    parameters that the method has no use for are passed over, as by mergekit.
 
     Raises:
       AyaError: the file cannot be read, or asks for what there is not.
@@ -58,6 +62,8 @@ class _Reader:
 
     def config(self, content: Mapping[str, Any]) -> MergeConfig:
         for name in content:
+            if name == "chat_template":
+                raise AyaError("chat_template: not supported; it is that of the tokenizer")
             if name not in FIELDS:
                 raise AyaError(f"{name}: not supported{nearest(str(name), FIELDS)}")
         method = content.get("merge_method")
@@ -70,9 +76,12 @@ class _Reader:
             raise AyaError("needs either models or slices")
         base = content.get("base_model")
         base = None if base is None else self._model(base, "base_model")
+        self.method = method
         defaults = LINEAR if method == "linear" else {}
         defaults = SPARSE if "density" in method_of(method).options else defaults
-        shared = {**defaults, **self._parameters(content, "parameters")}
+        shared = _before(self._parameters(content, "parameters"), defaults)
+        if method == "slerp" and base is None:
+            raise AyaError("base_model is missing: where slerp starts, t = 0")
         parts: list[tuple[Slice, Any, dict[str, Any]]]
         parts = [(Slice(), content["models"], {})] if "models" in content else []
         if "slices" in content:
@@ -80,34 +89,37 @@ class _Reader:
         slices, models = [], None
         for where, sources, of_slice in parts:
             named = [self._source(source, i) for i, source in enumerate(self._list(sources))]
-            named = self._in_order(method, named, base)
+            if "models" in content and base not in (None, *(model for model, _ in named)):
+                named.append((str(base), {}))
+            named = self._in_order(named, base)
             if models is not None and models != [model for model, _ in named]:
                 raise AyaError("slices: each must have the same models, in the same order")
             models = [model for model, _ in named]
             own = tuple(parameters for _, parameters in named)
-            slices.append(Slice(where.start, where.stop, {**shared, **of_slice}, own))
-        if method_of(method).needs_base is False:
-            base = None
+            slices.append(Slice(where.start, where.stop, _before(of_slice, shared), own))
+            if method == "slerp" and "t" not in slices[-1].shared:
+                raise AyaError("parameters: t is missing: 0 for the base_model, 1 for the other")
+        vocabulary = self._vocabulary(content)
+        if vocabulary == base:
+            vocabulary = "base"
         config = MergeConfig(
             tuple(models or ()),
             method,
             base,
             tuple(slices),
             dtype=self._dtype(content),
-            vocabulary=self._vocabulary(content),
+            vocabulary=vocabulary,
         )
         config.check()
         return config
 
     def _in_order(
-        self, method: str, named: list[tuple[str, dict[str, Any]]], base: str | None
+        self, named: list[tuple[str, dict[str, Any]]], base: str | None
     ) -> list[tuple[str, dict[str, Any]]]:
-        """Return the models that are merged: the base is none of them, but the one that SLERP starts from."""
-        if method == "slerp":
-            if base is None:
-                raise AyaError("base_model is missing: where slerp starts, t = 0")
+        """Return the models that are merged: the base comes first in SLERP, and is none of those that differ from it."""
+        if self.method == "slerp":
             return sorted(named, key=lambda pair: pair[0] != base)
-        if method_of(method).needs_base is False:
+        if method_of(self.method).needs_base is False:
             return named
         return [pair for pair in named if pair[0] != base]
 
@@ -161,15 +173,20 @@ class _Reader:
         given = content.get("parameters") or {}
         if not isinstance(given, dict):
             raise AyaError(f"{where}: parameters must be a mapping")
+        method = method_of(self.method)
+        used = method.options | ({"t"} if self.method == "slerp" else set())
+        used |= set() if self.method in UNWEIGHTED else {"weight"}
+        must = dict(AS_IT_IS)
+        if "rescale" not in used and method.needs_base:
+            must["rescale"] = False
+        found = {}
         for name, value in given.items():
-            if name in AS_IT_IS and value is not AS_IT_IS[name]:
-                raise AyaError(f"{where}: {name} can only be {str(AS_IT_IS[name]).lower()}")
-        left_out = {*IGNORED, *AS_IT_IS}
-        return {
-            RENAMED.get(str(name), str(name)): v
-            for name, v in given.items()
-            if name not in left_out
-        }
+            if name in must and value is not must[name]:
+                raise AyaError(f"{where}: {name} can only be {str(must[name]).lower()}")
+            ours = RENAMED.get(str(name), str(name))
+            if ours in used or (name not in must and ours not in PASSED_OVER):
+                found[ours] = _numbers(value)
+        return found
 
     def _dtype(self, content: Mapping[str, Any]) -> str | None:
         # What it computes in counts nothing: that is always float32.
@@ -188,3 +205,26 @@ class _Reader:
         if source in (None, "base", "union"):
             return source or "refuse"
         return self._model(source, "tokenizer_source")
+
+
+def _numbers(value: Any) -> Any:
+    """Return a parameter with numbers for texts such as `1e-3`, which YAML 1.1 takes for no number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    if isinstance(value, list):
+        return [_numbers(each) for each in value]
+    if isinstance(value, dict) and "value" in value:
+        return {**value, "value": _numbers(value["value"])}
+    return value
+
+
+def _before(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters of which `first` has the first word, and `then` where no filter of it applies."""
+    joined = {**then, **first}
+    for name in first.keys() & then.keys():
+        found = [*cases(first[name], name), *cases(then[name], name)]
+        joined[name] = [{"filter": case.filter, "value": list(case.anchors)} for case in found]
+    return joined

@@ -136,7 +136,10 @@ def _settings_of(
     for tensor in tensors:
         layer = tensor.index[0] if tensor.index else None
         found[tensor.name] = settings(tensor.name, layer, layers.get(tensor.leaf, 1))
-        require_settings(method, found[tensor.name], base=base)
+        try:
+            require_settings(method, found[tensor.name], base=base)
+        except AyaError as error:
+            raise AyaError(f"{error} (for {tensor.name})") from None
     return found
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gin
 
@@ -75,7 +75,8 @@ class MergeConfig:
           layers: how many there are in its stack.
 
         Raises:
-          AyaError: a parameter is not what it must be, or the slices are not of so many layers.
+          AyaError: a parameter is not what it must be; a weight (or `t`) is given, but not for this tensor; or
+            the slices are not of so many layers.
         """
         where, depth = self._slice(name, layer, layers)
         method, count = method_of(self.method), len(self.models)
@@ -98,11 +99,22 @@ class MergeConfig:
             },
         }
         chosen["normalize"] = of("normalize", method.normalize)
-        share = of("t", None)
+
+        def wanted(parameter: str, default: Any, model: int | None = None) -> Any:
+            value = of(parameter, None, model)
+            if value is None and any(parameter in given for given in (where.shared, *own)):
+                whose = "" if model is None else f" of {self.models[model]}"
+                raise AyaError(
+                    f"merge: there is no {parameter}{whose} for {name}; give each model one, and lists of "
+                    "filters a last value without a filter"
+                )
+            return default if value is None else value
+
+        share = wanted("t", None)
         if share is not None:
             weights: tuple[float, ...] = (1.0 - share, share)
         else:
-            weights = tuple(float(of("weight", 1.0 / count, model)) for model in range(count))
+            weights = tuple(float(wanted("weight", 1.0 / count, i)) for i in range(count))
         return Settings(
             weights, **{key: value for key, value in chosen.items() if value is not None}
         )
@@ -121,17 +133,18 @@ class MergeConfig:
         raise AyaError(f"merge: no slice has layer {layer} of the {layers} that there are")
 
     def check(self) -> None:
-        """Raise `AyaError` where a parameter is not one of the method's."""
+        """Raise `AyaError` where a parameter is not one of the method's, or not what it must be."""
         known = {"weight", *method_of(self.method).options} | (
             {"t"} if self.method == "slerp" else set()
         )
         for each in self.slices:
             for given in (each.shared, *each.own):
-                for name in given:
+                for name, value in given.items():
                     if name not in known:
                         raise AyaError(
                             f"merge: method {self.method!r} has no {name!r}{nearest(name, known)}"
                         )
+                    cases(value, name)
             if each.own and len(each.own) != len(self.models):
                 raise AyaError(
                     f"merge: parameters of {len(each.own)} models for {len(self.models)}"
@@ -149,6 +162,53 @@ class MergeConfig:
             )
 
 
+class Case(NamedTuple):
+    """What a parameter is where a filter is a part of the tensor's name (None: anywhere): anchors over the depth."""
+
+    filter: str | None
+    anchors: tuple[Any, ...]
+
+
+def cases(parameter: Any, what: str) -> list[Case]:
+    """Return the cases of a parameter, of which the first that applies counts.
+
+    Args:
+      parameter: see `MergeConfig`.
+      what: the parameter's name, for errors.
+
+    Raises:
+      AyaError: it is none of these.
+    """
+    given = parameter if _is_list(parameter) else (parameter,)
+    if not any(isinstance(each, Mapping) for each in given):
+        return [Case(None, _anchors(given, what))]
+    found = []
+    for each in given:
+        if not isinstance(each, Mapping) or "value" not in each or set(each) - {"filter", "value"}:
+            raise AyaError(f"merge: {what}: {each!r} must have a 'value', and may have a 'filter'")
+        value, pattern = each["value"], each.get("filter")
+        anchors = _anchors(value if _is_list(value) else (value,), what)
+        found.append(Case(None if pattern in (None, "*") else str(pattern), anchors))
+    return found
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _anchors(values: Sequence[Any], what: str) -> tuple[Any, ...]:
+    if not values:
+        raise AyaError(f"merge: {what}: an empty list is no number; give one")
+    return tuple(_checked(value, what) for value in values)
+
+
+def _checked(value: Any, what: str) -> Any:
+    if isinstance(value, bool) != (what in SWITCHES) or not isinstance(value, int | float):
+        kind = "true or false" if what in SWITCHES else "a number"
+        raise AyaError(f"merge: {what}: {value!r} must be {kind}")
+    return value
+
+
 def resolved(parameter: Any, name: str, depth: float, what: str) -> Any:
     """Return the value of a parameter for a tensor, None where no filter is a part of its name.
 
@@ -159,30 +219,12 @@ def resolved(parameter: Any, name: str, depth: float, what: str) -> Any:
       what: the parameter's name, for errors.
 
     Raises:
-      AyaError: it is none of these.
+      AyaError: as `cases`.
     """
-    if isinstance(parameter, Mapping):
-        parameter = (parameter,)
-    if isinstance(parameter, bool) or not isinstance(parameter, Sequence | str):
-        return _checked(parameter, what)
-    if isinstance(parameter, str) or not parameter:
-        raise AyaError(f"merge: {what}: {parameter!r} is no number")
-    if not any(isinstance(each, Mapping) for each in parameter):
-        return _interpolated([_checked(each, what) for each in parameter], depth, what)
-    for each in parameter:
-        if not isinstance(each, Mapping) or "value" not in each or set(each) - {"filter", "value"}:
-            raise AyaError(f"merge: {what}: {each!r} must have a 'value', and may have a 'filter'")
-        pattern = each.get("filter")
-        if pattern is None or pattern == "*" or str(pattern) in name:
-            return resolved(each["value"], name, depth, what)
+    for case in cases(parameter, what):
+        if case.filter is None or case.filter in name:
+            return _interpolated(case.anchors, depth, what)
     return None
-
-
-def _checked(value: Any, what: str) -> Any:
-    if isinstance(value, bool) != (what in SWITCHES) or not isinstance(value, int | float):
-        kind = "true or false" if what in SWITCHES else "a number"
-        raise AyaError(f"merge: {what}: {value!r} must be {kind}")
-    return value
 
 
 def _interpolated(anchors: Sequence[Any], depth: float, what: str) -> Any:

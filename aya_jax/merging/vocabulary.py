@@ -10,6 +10,7 @@ import numpy as np
 from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.data.tokenizer_files import read_settings, tokenizer_files
 from aya_jax.errors import AyaError
+from aya_jax.merging.methods import method_of
 from aya_jax.merging.reader import Rows
 from aya_jax.merging.settings import MergeConfig
 from aya_jax.merging.sources import Source
@@ -39,12 +40,15 @@ def merged_vocabulary(
     Args:
       config: the merge.
       models: that are merged.
-      base: what they were trained from, if it is given.
+      base: what they were trained from, if it is given; passed over where neither the method nor the policy has
+        use for it.
 
     Raises:
       AyaError: the vocabularies differ and the policy is `refuse`, there is no base, or a union would have to join
         what is not added tokens.
     """
+    if method_of(config.method).needs_base is False and config.vocabulary not in ("base", "union"):
+        base = None
     every = [*models, *([] if base is None else [base])]
     start = _start(config, base)
     found, sizes = [_files(source.path) for source in every], [_size(source) for source in every]

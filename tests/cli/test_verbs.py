@@ -185,6 +185,23 @@ def test_merge_by_mergekits_file_into_a_hugging_face_directory(aya, shelf, tmp_p
         np.testing.assert_array_equal(found, expected.astype(jnp.bfloat16))
 
 
+def test_merge_by_a_gin_file(aya, shelf, tmp_path):
+    (tmp_path / "merge.gin").write_text(
+        f"merge.models = ['{shelf.model}', '{shelf.other}']\n"
+        "merge.weights = [[0.0, 1.0], [1.0, 0.0]]\n"
+        "merge.dtype = 'bfloat16'\n"
+    )
+    out = tmp_path / "merged"
+    told = aya("merge", "--config", tmp_path / "merge.gin", "--dtype", "float32", "--out", out)
+    assert told[0] == 0
+    merged, one, two = (load_params(path) for path in (out, shelf.model, shelf.other))
+    assert merged["embedding"].dtype == np.float32
+    np.testing.assert_array_equal(merged["embedding"], two["embedding"])
+    # The only layer is the last of a gradient, and what is outside of the layers the first.
+    found, expected = (params["layers"]["block"]["q"] for params in (merged, one))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_a_dry_run_tells_and_makes_nothing(aya, shelf, tmp_path):
     two = ("--models", shelf.model, shelf.other, "--base", shelf.other, "--dry-run")
     status, told, _ = aya("merge", *two, "--method", "ties", "--weights", 0.5, 0.25, "--lambda", 2)

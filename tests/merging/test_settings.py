@@ -112,16 +112,26 @@ def test_what_no_merge_can_be_asked_for(asked, told):
 @pytest.mark.parametrize(
     ("parameter", "told"),
     [
-        ("0.5", "is no number"),
+        ("0.5", "'0.5' must be a number"),
         ([], "is no number"),
         ([0.1, True], "must be a number"),
         ([{"filter": "mlp"}], "must have a 'value'"),
         ([0.1, {"value": 1}], "must have a 'value'"),
+        ([{"value": 1}, {"filter": "mlp", "value": {"value": 1}}], "must be a number"),
     ],
 )
 def test_parameters_that_are_none(parameter, told):
-    with pytest.raises(AyaError, match=told):
+    with pytest.raises(AyaError, match=f"weight: .*{told}"):
         resolved(parameter, GATE, 0.5, "weight")
+    with pytest.raises(AyaError, match=told):
+        merge_config(models=["a"], weights=[parameter])
+
+
+def test_a_weight_that_some_tensor_lacks_is_told():
+    config = merge_config(models=["a", "b"], weights=[0.5, [{"filter": "mlp", "value": 0.5}]])
+    assert config.settings(GATE, 0, 2).weights == (0.5, 0.5)
+    with pytest.raises(AyaError, match=f"no weight of b for {QUERY}; give"):
+        config.settings(QUERY, 0, 2)
 
 
 # mergekit's files.
@@ -183,7 +193,9 @@ parameters:
 dtype: bfloat16
 """
     config = read(folders, text)
-    assert config.models == (str(folders / "a"), str(folders / "b")) and config.base is None
+    assert config.models == (str(folders / "a"), str(folders / "b"))
+    with pytest.raises(AyaError, match="t is missing"):
+        read(folders, text[: text.index("parameters")])
     assert config.settings(QUERY, 2, 4).weights == pytest.approx((0.7, 0.3))
     assert config.settings(GATE, 1, 4).weights == pytest.approx((0.5, 0.5))
     assert config.settings("model.norm.weight", None, 1).weights == (0.5, 0.5)
@@ -214,6 +226,59 @@ merge_method: linear
     assert config.settings("lm_head.weight", None, 1).weights == (2, 0)
 
 
+def test_a_slice_or_model_comes_before_the_merge_where_its_filters_apply(folders):
+    config = read(
+        folders,
+        """
+slices:
+  - sources:
+      - {model: a, layer_range: [0, 3], parameters: {weight: [{filter: q_proj, value: 9}]}}
+      - {model: b, layer_range: [0, 3]}
+    parameters:
+      weight: [{filter: gate, value: [0, 1]}]
+      density: {filter: gate, value: 1e-1}
+parameters:
+  weight: [{filter: norm, value: 7}, {value: [2, 3]}]
+  density: [{filter: q_proj, value: 0.4}]
+base_model: base
+merge_method: dare_ties
+""",
+    )
+    gate, query = config.settings(GATE, 1, 3), config.settings(QUERY, 1, 3)
+    assert gate.weights == (0.5, 0.5) and query.weights == (9, 2.5)
+    # 1e-1 is a text to YAML 1.1, and a number to mergekit, which keeps everything where nothing is said.
+    assert gate.density == (0.1, 0.1) and query.density == (0.4, 0.4)
+    assert config.settings("model.norm.weight", None, 1).weights == (7, 7)
+    assert config.settings("model.norm.weight", None, 1).density == (1.0, 1.0)
+
+
+def test_a_base_is_one_of_the_models_of_methods_without_differences(folders):
+    models = "models: [{model: a}, {model: b}]\nbase_model: base\nparameters: {weight: 1}\n"
+    config = read(folders, "merge_method: linear\ntokenizer_source: base\n" + models)
+    assert [path.rsplit("/")[-1] for path in config.models] == ["a", "b", "base"]
+    assert config.base == config.models[2] and config.vocabulary == "base"
+    one = "models: [{model: b}]\nbase_model: a\nparameters: {t: 0.25}\n"
+    config = read(folders, "merge_method: slerp\n" + one)
+    assert [path.rsplit("/")[-1] for path in config.models] == ["a", "b"]
+    assert config.settings(GATE, 0, 2).weights == (0.75, 0.25)
+    config = read(folders, f"merge_method: ties\ntokenizer: {{source: {folders}/base}}\n" + models)
+    assert [path.rsplit("/")[-1] for path in config.models] == ["a", "b"]
+    assert config.vocabulary == "base"
+
+
+def test_what_a_method_has_no_use_for_is_passed_over_as_by_mergekit(folders):
+    config = read(
+        folders,
+        """
+merge_method: model_stock
+base_model: base
+models: [{model: a}, {model: b, parameters: {weight: 0.7, density: 0.5}}]
+parameters: {int8_mask: true, normalize: false, filter_wise: false, t: 0.5}
+""",
+    )
+    assert config.settings(GATE, 0, 2).weights == (0.5, 0.5)
+
+
 HEAD = "merge_method: linear\n"
 TWO = "models: [{model: a}, {model: b}]\n"
 
@@ -230,6 +295,10 @@ TWO = "models: [{model: a}, {model: b}]\n"
         (HEAD + "models: [{model: nobody/7b}]", "nobody/7b is no folder"),
         (HEAD + "models: [{model: a, parameters: {wait: 1}}]", "did you mean 'weight'"),
         (HEAD + TWO + "dtype: int4", "'int4' is none of"),
+        (HEAD + TWO + "chat_template: chatml", "chat_template: not supported"),
+        (HEAD + TWO + "tokenizer: {tokens: {}}", "tokenizer: only its source"),
+        (HEAD + TWO + "parameters: {weight: half}", "weight: 'half' must be a number"),
+        ("merge_method: ties\nparameters: {rescale: true}\n" + TWO, "rescale can only be false"),
         ("merge_method: slerp\n" + TWO, "base_model is missing"),
         ("merge_method: model_stock\nparameters: {filter_wise: true}\n" + TWO, "filter_wise"),
         (
