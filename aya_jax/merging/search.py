@@ -79,7 +79,7 @@ def grid_points(space: Space, values: Sequence[float] = GRID) -> list[Point]:
     methods whose weights must: they then mix no more than two at a time. Where the method divides by the sum
     there is one point for each proportion of `values`, and else one for each choice of them but all zeros.
     """
-    found = {}
+    found: dict[tuple[float, ...], tuple[float, ...]] = {}
     for chosen in product(values, repeat=space.models):
         total = math.fsum(chosen)
         if total == 0 or (space.sums_to_one and not space.normalize and abs(total - 1) > 1e-9):

@@ -61,7 +61,7 @@ def render_comparison(content: Mapping[str, Any]) -> str:
 
 
 def _tiles(content: Mapping[str, Any], pairs: Sequence[tuple[int, int]]) -> list[tuple[str, ...]]:
-    whole, tiles = content["all"], []
+    whole, tiles = content["all"], list[tuple[str, ...]]()
     if "cosine" in whole:
         found = [c for i, j in pairs if (c := whole["cosine"][i][j]) is not None]
         if found:
