@@ -1,13 +1,11 @@
 """The merge on the disk has the bits of the merge in memory, however it is cut, stored and interrupted."""
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from aya_jax.checkpoints import slices
 from aya_jax.checkpoints.model_directory import load_lineage, load_params, params_fingerprint
 from aya_jax.checkpoints.store import leaf_checksums
-from aya_jax.errors import AyaError
 from aya_jax.merging import reader, stored, writer
 from aya_jax.merging.merge import merge
 from aya_jax.merging.methods import METHODS, Settings
