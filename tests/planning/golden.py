@@ -13,6 +13,8 @@ from aya_jax.progress import Terminal
 from aya_jax.recipe.plan import plan_recipe
 
 RECIPE, TOPOLOGY = "configs/recipes/expanse_8b.gin", "v5e:8x8"
+# With a reward model of its own, so that a reward training is among the programs.
+BINDINGS = ["REWARD_MODEL = None"]
 PLACE = Path(__file__).parent / "golden" / "expanse_8b_v5e_8x8.json"
 # What follows from the configuration alone, and what from the compiler.
 EXACT = (
@@ -30,8 +32,13 @@ COMPILED = ("argument_bytes", "peak_bytes", "step_seconds_bound")
 
 
 def make():
-    """Return the plan in short: each program once, under the first stage that runs it."""
-    told = plan_recipe([RECIPE], [], topology=TOPOLOGY, terminal=Terminal(io.StringIO()))
+    """Return the plan in short."""
+    out = Terminal(io.StringIO())
+    return shortened(plan_recipe([RECIPE], BINDINGS, topology=TOPOLOGY, terminal=out))
+
+
+def shortened(told):
+    """Return what is kept of a plan: each program once, under the first stage that runs it."""
     programs, seen = {}, set()
     for stage, found in told["stages"].items():
         for program in found["programs"]:

@@ -1,6 +1,7 @@
 """Run by test_step: three steps on one device and on others; prints how far they are apart.
 
-The argument is a JSON list of (objective, sizes of the mesh axes in the order of AXES, micro-batches).
+The argument is a JSON list of (objective, sizes of the mesh axes in the order of AXES, micro-batches, sides of
+the torus that the devices are taken for).
 """
 
 import json
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from aya_jax.models.config import DecoderConfig
 from aya_jax.models.decoder import init_params
 from aya_jax.models.lora import LoRA, freeze, init_adapters
+from aya_jax.sharding import place
 from aya_jax.sharding.mesh import AXES, logical_rules
 from aya_jax.training.objectives import DPO, SFT, Reward
 from aya_jax.training.optimizer import AdamW
@@ -135,7 +137,8 @@ def farthest(ours, theirs):
 def main():
     alone = {name: run(name, (1, 1, 1, 1, 1), 1) for name in (*OBJECTIVES, *ADAPTED)}
     found = []
-    for name, shape, accumulate in json.loads(sys.argv[1]):
+    for name, shape, accumulate, sides in json.loads(sys.argv[1]):
+        place._torus_sides = lambda _, sides=sides: sides
         many = run(name, shape, accumulate)
         for part in ("moments", "params", "metrics"):
             many[part] = farthest(many[part], alone[name][part])

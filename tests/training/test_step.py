@@ -129,9 +129,12 @@ def test_equal_arguments_share_one_program_and_it_is_compiled_once(config, param
 
 
 # Sizes of (data, fsdp, tensor, sequence, expert), micro-batches, and on the first device: the most of the state, rows.
+# Of a torus all chips of which hold a part of each weight, these are gathered and their gradients scattered in two
+# steps.
 MESHES = {
     "data": ((8, 1, 1, 1, 1), 1, 1.0, 1),
     "fsdp": ((1, 8, 1, 1, 1), 1, 0.3, 1),
+    "fsdp of a torus": ((1, 8, 1, 1, 1), 1, 0.3, 1),
     "tensor": ((1, 1, 2, 1, 1), 1, 0.7, 8),
     "all": ((2, 2, 2, 1, 1), 1, 0.5, 2),
     "accumulated": ((4, 2, 1, 1, 1), 2, 0.7, 1),
@@ -142,6 +145,7 @@ MESHES = {
 }
 SPREAD = [
     *(("sft", mesh) for mesh in ("data", "fsdp", "tensor", "all", "accumulated")),
+    *((objective, "fsdp of a torus") for objective in ("sft", "lora")),
     *((objective, "sequence and all") for objective in ("sft", "experts", "dpo")),
     ("dpo, reference held", "accumulated"),
     ("sft", "sequence"),
@@ -157,9 +161,9 @@ def spread():
     """What three steps on virtual devices made, set against one device's."""
     flags = (
         "--xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false "
-        "--xla_backend_optimization_level=0"  # sixteen programs are compiled and run for a moment
+        "--xla_backend_optimization_level=0"  # eighteen programs are compiled and run for a moment
     )
-    jobs = [(objective, *MESHES[mesh][:2]) for objective, mesh in SPREAD]
+    jobs = [(objective, *MESHES[mesh][:2], 3 * ("torus" in mesh)) for objective, mesh in SPREAD]
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("spread_steps.py")), json.dumps(jobs)],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
