@@ -67,6 +67,7 @@ def _resumed(path: Path, replace: bool) -> Iterator[Path]:
                 yield partial
                 (partial / "lock").unlink()
                 commit_directory(partial, path, replace=replace)
-            except Exception:
+            except AyaError:
+                # Anything else, another process that is lost for one, says nothing of the work.
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
