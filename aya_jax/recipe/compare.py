@@ -117,7 +117,11 @@ def _curves(
     names: Sequence[str],
     records: Sequence[Record],
 ) -> list[dict[str, Any]]:
-    """Return the loss on each line by t, with intervals, and its barrier; without what is no number."""
+    """Return the loss on each line by t, with intervals; without what is no number.
+
+    `barrier` is where it is highest above the straight line between the losses of the two models, and
+    `half` how far it is above that half way, or below it where merging the two gains.
+    """
     by_weights = {trial.point.weights: trial.found["values"] for trial in trials}
     codes = np.asarray([record.get("language", "und") for record in records])
     curves = []
@@ -131,11 +135,16 @@ def _curves(
             "models": [names[one], names[other]],
             "points": [{"t": t, **interval(each, codes)} for t, each in values.items()],
             "barrier": None,
+            "half": None,
         }
         if {0.0, 1.0} <= values.keys():
-            _, t = barrier({place: float(each.mean()) for place, each in values.items()})
-            height = interval(values[t] - (1 - t) * values[0.0] - t * values[1.0], codes)
-            curve["barrier"] = {"t": t, **height}
+
+            def height(t: float, values: Mapping[float, Any] = values) -> dict[str, Any]:
+                above = values[t] - (1 - t) * values[0.0] - t * values[1.0]
+                return {"t": t, **interval(above, codes)}
+
+            curve["barrier"] = height(barrier({t: v.mean() for t, v in values.items()})[1])
+            curve["half"] = height(0.5) if 0.5 in values else None
         curves.append(curve)
     return curves
 

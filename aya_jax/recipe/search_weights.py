@@ -216,12 +216,8 @@ def search_content(
     codes = [record.get("language", "und") for record in records]
     best = best_of(trials)
     alone = [t for t in trials if sorted(t.point.weights)[:-1] == [0.0] * (len(config.models) - 1)]
-    equal = [
-        t
-        for t in trials
-        if np.ptp(t.point.weights) == 0 and t.point.settings == best.point.settings
-    ]
-    rivals = {"equal weights": equal[:1], "the best single model": alone}
+    equal = [t for t in trials if np.ptp(t.point.weights) == 0]
+    rivals = {"equal weights": equal, "the best single model": alone}
     return {
         "measure": measure.name,
         "records": len(records),

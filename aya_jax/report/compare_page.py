@@ -37,7 +37,7 @@ def render_comparison(content: Mapping[str, Any]) -> str:
     layers = content["layers"]
     return page_template("compare.html").render(
         content=content,
-        title=f"{', '.join(names)} compared",
+        title=f"{len(names)} models compared",
         tiles=_tiles(content, pairs),
         matrices=[
             (title, meaning, [[_cell(key, value) for value in row] for row in whole[key]])
@@ -45,7 +45,7 @@ def render_comparison(content: Mapping[str, Any]) -> str:
         ],
         norms=[number(value, 4) for value in whole.get("norm", ())],
         layers=[
-            (title, _by_layer(title, key, layers, names, pairs))
+            (title, _by_layer(title, key, layers, pairs))
             for key, title, _ in known
             if key != "distance"
         ],
@@ -55,8 +55,8 @@ def render_comparison(content: Mapping[str, Any]) -> str:
             (title, [_row(name, group, pairs) for name, group in content[key].items()])
             for title, key in (("By module", "modules"), ("By layer", "layers"))
         ],
-        curve=_curve(content["curves"]) if content["curves"] else None,
-        barriers=[_barrier(curve) for curve in content["curves"]],
+        curve=_curve(content["curves"], names) if content["curves"] else None,
+        barriers=[_barrier(curve, names) for curve in content["curves"]],
     )
 
 
@@ -86,8 +86,9 @@ def _cell(key: str, value: float | None) -> dict[str, Any]:
     return {"text": text, "class": f"h{min(10, max(0, round(10 * value)))}"}
 
 
-def _pair(names: Sequence[str], i: int, j: int) -> str:
-    return f"{names[i]} : {names[j]}"
+def _pair(i: int, j: int) -> str:
+    """Return two models by their numbers, as names would not fit beside a chart."""
+    return f"{i + 1} : {j + 1}"
 
 
 def _places(layers: Mapping[str, Group]) -> list[tuple[float, str, Group]]:
@@ -104,7 +105,6 @@ def _by_layer(
     title: str,
     key: str,
     layers: Mapping[str, Group],
-    names: Sequence[str],
     pairs: Sequence[tuple[int, int]],
 ) -> Any:
     places = _places(layers)
@@ -113,7 +113,7 @@ def _by_layer(
         found = [(x, group[key][i][j]) for x, _, group in places]
         dots = [Dot(x, value, value, value) for x, value in found if value is not None]
         if dots:
-            lines[_pair(names, i, j)] = dots
+            lines[_pair(i, j)] = dots
     return (
         line_chart(f"{title} by layer", lines, axis="layer", names=_axis(places)) if lines else ""
     )
@@ -147,9 +147,13 @@ def _row(name: str, group: Group, pairs: Sequence[tuple[int, int]]) -> list[str]
     return [*row, mean("cosine"), percent(group["conflicts"])] if "cosine" in group else row
 
 
-def _curve(curves: Sequence[Mapping[str, Any]]) -> Any:
+def _numbers(curve: Mapping[str, Any], names: Sequence[str]) -> str:
+    return _pair(*(names.index(name) for name in curve["models"]))
+
+
+def _curve(curves: Sequence[Mapping[str, Any]], models: Sequence[str]) -> Any:
     lines = {
-        " : ".join(curve["models"]): [Dot(p["t"], p["value"], p["low"], p["high"]) for p in points]
+        _numbers(curve, models): [Dot(p["t"], p["value"], p["low"], p["high"]) for p in points]
         for curve in curves[:LINES]
         if (points := curve["points"])
     }
@@ -159,9 +163,14 @@ def _curve(curves: Sequence[Mapping[str, Any]]) -> Any:
     return line_chart("Loss on the way from one model to the other", lines, axis="t", names=names)
 
 
-def _barrier(curve: Mapping[str, Any]) -> list[str]:
-    pair, height = " : ".join(curve["models"]), curve["barrier"]
+def _barrier(curve: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    pair, height = _numbers(curve, names), curve["barrier"]
     if height is None:
         return [pair, "no number", "-"]
-    value, low, high = (number(height[key], 4) for key in ("value", "low", "high"))
-    return [pair, f"{value} [{low}, {high}]", f"{height['t']:.2g}"]
+    told = "none" if height["t"] in (0.0, 1.0) else f"{_figure(height)} at t = {height['t']:.2g}"
+    return [pair, told, _figure(curve["half"], sign=True) if curve["half"] else "-"]
+
+
+def _figure(figure: Mapping[str, float], *, sign: bool = False) -> str:
+    value, low, high = (number(figure[key], 4, sign=sign) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"

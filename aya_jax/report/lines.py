@@ -9,7 +9,7 @@ from aya_jax.report.svg import digits, short, tag, ticks
 from aya_jax.report.words import number
 
 WIDTH, HEIGHT = 520.0, 260.0
-LEFT, RIGHT, TOP, BOTTOM = 56.0, 170.0, 12.0, 40.0
+LEFT, RIGHT, TOP, BOTTOM = 56.0, 84.0, 12.0, 40.0
 SERIES = 8
 STEP = 14.0
 

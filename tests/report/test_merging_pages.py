@@ -104,8 +104,9 @@ def comparison():
                 "models": [NASTY, "two"],
                 "points": [{"t": t, **interval(values + t, codes)} for t in (0.0, 0.5, 1.0)],
                 "barrier": {"t": 0.5, "value": 0.125, "low": 0.1, "high": 0.15, "n": 12},
+                "half": {"t": 0.5, "value": 0.125, "low": 0.1, "high": 0.15, "n": 12},
             },
-            {"models": ["two", "three"], "points": [], "barrier": None},
+            {"models": ["two", NASTY], "points": [], "barrier": None, "half": None},
         ],
         "records": 12,
         "versions": {"jax": "0.10.2"},
@@ -118,11 +119,15 @@ def test_a_comparisons_page_has_its_figures(comparison, parse):
     assert alone(root) and "://" not in page
     assert NASTY not in page and "&lt;b&gt;one" in page
     cosines = rows_of(root, "Cosine of task vectors")
-    assert cosines == [["", NASTY, "two"], [NASTY, "1.000", "0.250"], ["two", "0.250", "1.000"]]
+    assert cosines[0] == ["", "1", "2"]
+    assert cosines[1:] == [[f"1 {NASTY}", "1.000", "0.250"], ["2 two", "0.250", "1.000"]]
     assert rows_of(root, "By layer")[3][0] == "layer 1"
     assert rows_of(root, "By module")[2][3:] == ["-", "37.5%"]
     barriers = rows_of(root, "Loss barriers")
-    assert barriers[1][1:] == ["0.1250 [0.1000, 0.1500]", "0.5"]
+    assert barriers[1][1:] == [
+        "0.1250 [0.1000, 0.1500] at t = 0.5",
+        "+0.1250 [+0.1000, +0.1500]",
+    ]
     assert barriers[2][1:] == ["no number", "-"]
     lines = [e for e in root.iter() if e.get("data-line")]
     # Cosines and opposite signs of the pair, all models' conflicts, and one loss curve.
