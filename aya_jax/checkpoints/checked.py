@@ -108,6 +108,12 @@ class CheckedLeaves:
                 self._read_files(path, index, first, out, *layout)
         return out
 
+    def files(self, path: LeafPath, index: tuple[int, ...]) -> list[Path]:
+        """Return the files of a leaf at an index of its first axes; none where it has not files of its own."""
+        numbers = ".".join(map(str, index))
+        start = ".".join(path) + "/" + (numbers + "." if index else "")
+        return [self._place / file for file in self._sums if file.startswith(start)]
+
     def _check_chunks(self, path: LeafPath, leaf: ts.TensorStore) -> None:
         folder = ".".join(path) + "/"
         for file in self._sums:

@@ -14,7 +14,7 @@ from aya_jax.checkpoints.store import RESERVE
 from aya_jax.errors import AyaError
 from aya_jax.merging.methods import METHODS, Settings, require_settings
 from aya_jax.merging.outputs import HuggingFace, Ours, Output
-from aya_jax.merging.reader import ROOM, VOCABULARY, Rows
+from aya_jax.merging.reader import AHEAD, VOCABULARY, Rows
 from aya_jax.merging.sources import Source, leaf_shape
 from aya_jax.merging.stored import Work
 from aya_jax.merging.trees import require_same
@@ -177,6 +177,6 @@ def plan_of(work: Work, output: Output) -> Plan:
         read=read,
         written=output.nbytes,
         # Of parts in memory the next are read, and the pieces that are written are made C order at last.
-        memory=min(total, max(ROOM, memory)) + (UNDERWAY + 1) * pieces,
+        memory=min(total, max(AHEAD, 2 * memory)) + (UNDERWAY + 1) * pieces,
         disk=output.nbytes + RESERVE,
     )

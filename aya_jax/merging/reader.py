@@ -11,8 +11,8 @@ import numpy as np
 from aya_jax.merging.sources import Source
 from aya_jax.models.names import HFTensor
 
-# Bytes of models in memory at a time, what is read ahead included.
-ROOM = 1400 << 20
+# Bytes of models in memory at a time, or two parts: the one that is merged, and the next.
+AHEAD = 256 << 20
 # The leaves that have a row for every token.
 VOCABULARY = frozenset({("embedding",), ("output",)})
 THREADS = min(4, os.cpu_count() or 1)
@@ -71,7 +71,7 @@ class Reader:
         while waiting or last is not None:
             while last is not None:
                 size = (last.stop - last.start) * self.entry_bytes(last.tensor)
-                if waiting and held + size > ROOM:
+                if len(waiting) > 1 and held + size > AHEAD:
                     break
                 futures = [
                     self._threads.submit(self._read, source, rows, last)
@@ -91,6 +91,11 @@ class Reader:
             read.absent.clear()
             waiting.popleft()
             held -= size
+
+    def will_read(self, tensor: HFTensor) -> None:
+        """Let the system read a tensor of all models ahead."""
+        for source in self._sources:
+            self._threads.submit(source.will_read, tensor)
 
     @staticmethod
     def _read(source: Source, rows: Rows, part: Part) -> tuple[np.ndarray, np.ndarray | None]:

@@ -1,7 +1,8 @@
 """The models that are merged, as they are on the disk: read in parts, tensor by tensor."""
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,19 @@ class Source(ABC):
     leaves: dict[LeafPath, Leaf]
     tensors: tuple[HFTensor, ...]
     fingerprint: str
+
+    def is_turned(self, tensor: HFTensor) -> bool:
+        """Whether the rows of a tensor are columns in the file: best read whole."""
+        return False
+
+    def will_read(self, tensor: HFTensor) -> None:
+        """Let the system read a tensor ahead."""
+        for path, start, size in self._ranges(tensor):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
 
     def __enter__(self) -> "Source":
         return self
@@ -99,6 +113,10 @@ class Source(ABC):
     ) -> np.ndarray: ...
 
     @abstractmethod
+    def _ranges(self, tensor: HFTensor) -> Iterable[tuple[Path, int, int]]:
+        """Return the file, the place and the number of the bytes that a tensor is in, 0 for all that follow."""
+
+    @abstractmethod
     def close(self) -> None:
         """Close the files."""
 
@@ -128,6 +146,9 @@ class _Ours(Source):
         first, last = start // row, -(-stop // row)
         rows = self._checked.read(leaf, index, first, last)
         return rows.reshape(-1)[start - first * row : stop - first * row]
+
+    def _ranges(self, tensor: HFTensor) -> Iterable[tuple[Path, int, int]]:
+        return ((path, 0, 0) for path in self._checked.files(tensor.leaf, tensor.index))
 
     def close(self) -> None:
         """Nothing is open."""
@@ -188,6 +209,13 @@ class _HuggingFace(Source):
 
     def _entries(self, leaf: LeafPath, index: tuple[int, ...], start: int, stop: int) -> np.ndarray:
         return read_entries(self._files, self._tensors[leaf, index], start, stop)
+
+    def is_turned(self, tensor: HFTensor) -> bool:
+        return tensor.transpose
+
+    def _ranges(self, tensor: HFTensor) -> Iterable[tuple[Path, int, int]]:
+        entry = self._files.tensors[tensor.name]
+        return [(entry.file, entry.start, entry.dtype.itemsize * prod(entry.shape))]
 
     def close(self) -> None:
         self._files.close()

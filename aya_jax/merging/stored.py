@@ -24,10 +24,13 @@ from aya_jax.models.architecture import ModelConfig
 from aya_jax.models.names import HFTensor
 from aya_jax.sharding.processes import barrier, by_lead, from_all, together
 
-# Bytes of one tensor, of all models, that stay in memory while a method looks at them more than once.
-HELD = 768 << 20
-# Bytes of all models in a part of a larger one.
-PART = 256 << 20
+# Bytes of all models in a part of a tensor: little, as memory that the processor has near is filled many times as
+# fast as what the system must first give.
+PART = 32 << 20
+# The same where rows must be turned into columns, and of a tensor up to this size all: files are read in runs.
+TURNED = 768 << 20
+# Bytes of a tensor that the system reads ahead while another one is looked at more than once.
+COMING = 1 << 30
 # Entries that are computed with at once, from a multiple of that number on: what is made on the way stays
 # near the processor, and few programs are compiled.
 AT_ONCE = 1 << 20
@@ -80,24 +83,16 @@ class Work:
             return size
         return tensor.shape[1] * max(1, min(AT_ONCE // tensor.shape[1], tensor.shape[0]))
 
-    def is_held(self, tensor: HFTensor) -> bool:
-        """Whether all of a tensor is in memory at once."""
-        size = prod(tensor.part)
-        return size * self.entry_bytes(tensor) <= HELD or self.at_once(tensor) == size
+    def parts(self, tensor: HFTensor) -> list[Part]:
+        """Return the parts that a tensor is read in, each a multiple of what the method is given at once."""
+        size, step = prod(tensor.part), self.at_once(tensor)
+        turned = any(source.is_turned(tensor) for source in self.models)
+        step *= max(1, (TURNED if turned else PART) // self.entry_bytes(tensor) // step)
+        return [Part(tensor, start, min(start + step, size)) for start in range(0, size, step)]
 
     def is_apart(self, tensor: HFTensor) -> bool:
-        """Whether a tensor is read from the disk more than once."""
-        return METHODS[self.method].measure is not None and not self.is_held(tensor)
-
-    def parts(self, tensor: HFTensor) -> list[Part]:
-        """Return the parts that a tensor is read in."""
-        size, step = prod(tensor.part), self.at_once(tensor)
-        measured = METHODS[self.method].measure is not None
-        if not (measured and self.is_held(tensor)):
-            step *= max(1, PART // self.entry_bytes(tensor) // step)
-        else:
-            step = size
-        return [Part(tensor, start, min(start + step, size)) for start in range(0, size, step)]
+        """Whether a tensor is read more than once: what is in parts, where the method looks at it first."""
+        return METHODS[self.method].measure is not None and len(self.parts(tensor)) > 1
 
 
 def merge_stored(work: Work, output: Output) -> dict[str, str]:
@@ -173,10 +168,13 @@ def _verified(output: Output, journal: Journal, tensors: Sequence[HFTensor]) -> 
 
 def _merge(work: Work, tensors: Sequence[HFTensor], reader: Reader, writer: Writer) -> None:
     # One after the other, so that only one of the two reads ahead.
-    for tensor in tensors:
-        if work.is_apart(tensor):
-            parts = work.parts(tensor)
-            _merge_tensor(work, parts, writer, partial(reader.read, parts))
+    apart = [tensor for tensor in tensors if work.is_apart(tensor)]
+    for number, tensor in enumerate(apart):
+        for coming in apart[number + 1 : number + 2]:
+            if prod(coming.part) * work.entry_bytes(coming) <= COMING:
+                reader.will_read(coming)
+        parts = work.parts(tensor)
+        _merge_tensor(work, parts, writer, partial(reader.read, parts))
     rest = [tensor for tensor in tensors if not work.is_apart(tensor)]
     reads = reader.read(part for tensor in rest for part in work.parts(tensor))
     for tensor in rest:

@@ -31,12 +31,12 @@ def kept(request, tiny, tmp_path_factory):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Parts of a few rows, of which none is kept for a second look."""
+    """Parts of a few rows, most of them read again for a second look."""
     monkeypatch.setattr(slices, "CHUNK", 700)
     monkeypatch.setattr(stored, "PART", 3000)
-    monkeypatch.setattr(stored, "HELD", 1)
+    monkeypatch.setattr(stored, "TURNED", 6000)
     monkeypatch.setattr(stored, "AT_ONCE", 64)
-    monkeypatch.setattr(reader, "ROOM", 5000)
+    monkeypatch.setattr(reader, "AHEAD", 5000)
     monkeypatch.setattr(writer, "SEALED", 2000)
 
 
