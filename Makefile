@@ -7,13 +7,18 @@ EXTRAS ?= test
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: run test tpu-compile bench faults study lint setup clean
+.PHONY: run test tpu-compile bench faults study study-merging lint setup clean
 
 run: setup
 	$(BIN)/aya run configs/recipes/tiny.gin --run_dir runs/tiny
 
 study: setup
 	$(BIN)/aya run configs/recipes/tiny_study.gin --run_dir runs/study
+
+# What merging is worth, at two model sizes.
+study-merging: setup
+	$(BIN)/aya run configs/recipes/tiny_merging.gin --run_dir runs/merging/tiny
+	$(BIN)/aya run configs/recipes/small_merging.gin --run_dir runs/merging/small
 
 test: setup lint
 	$(BIN)/python -m pytest -n 2 -m 'not tpu_compile'

@@ -58,7 +58,9 @@ ROUTED = {
     "fixed_routing": "fixed",
     "learned_routing": "learned",
 }
-MERGES = ("slerp", "ties", "dare_ties")
+# What is merged by which method, to compare. SLERP is of two models; of more it is their Karcher mean, which of two is
+# SLERP.
+MERGES = {"slerp": "karcher", "ties": "ties", "dare_ties": "dare_ties"}
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,13 @@ class Recipe:
       stages: in the order of their work.
       steps: the models of the recipe's own path, from the base model to the final one.
       opponent: the fixed model that all others are set against.
+      left_out: scopes whose settings may be given although no stage of this recipe has them.
     """
 
     stages: tuple[Stage, ...]
     steps: tuple[str, ...]
     opponent: str
+    left_out: tuple[str, ...] = ()
 
     @property
     def final(self) -> str:
@@ -235,6 +239,8 @@ def expanse(
     baselines: Sequence[str] = ("single_teacher", "random_routing"),
     merges: Sequence[str] = (),
     mixed: bool = False,
+    unmerged: bool = False,
+    preference: bool = True,
     online_only: bool = False,
     present: bool = True,
 ) -> Recipe:
@@ -252,9 +258,11 @@ def expanse(
       opponent: the model that all others are set against in pairwise win rates.
       baselines: models to compare with, from `single_teacher`, `random_routing`, `fixed_routing`
         and `learned_routing`.
-      merges: other merge methods to compare on the SFT models of the clusters, from `slerp`,
-        `ties` and `dare_ties`.
+      merges: other merge methods to compare on the SFT models of the clusters, from `slerp` (of more than
+        two models their Karcher mean), `ties` and `dare_ties`.
       mixed: whether to compare with one model trained on all clusters' data together.
+      unmerged: whether to compare with the SFT models of the clusters, each in all languages.
+      preference: whether there is any DPO; without it the merge of the SFT models is the final one.
       online_only: whether to compare with online DPO straight from the SFT model.
       present: whether the user's models and records are here; if not, none is read, and the stages can
         be looked at but not run.
@@ -289,7 +297,12 @@ def expanse(
         asked.append("reward_prompts")
     for name in asked:
         plan.add(name, tasks.own_records, scope=name, uses=RECORDS)
-    learnt = [f"{stage}/{cluster}" for stage in ("sft", "offline_dpo") for cluster in plan.clusters]
+    left_out: tuple[str, ...] = ()
+    if not preference:
+        online = (f"online_dpo/iteration_{i}" for i in range(1, iterations + 1))
+        left_out, iterations, online_only = ("offline_dpo", *online), 0, False
+    tuned = ("sft", "offline_dpo") if preference else ("sft",)
+    learnt = [f"{stage}/{cluster}" for stage in tuned for cluster in plan.clusters]
     max_length = _max_length([*learnt, *(["mixed"] if mixed else [])])
     max_pair_length = _max_length(["reward", "judge"])
     iterated = [f"online_dpo/iteration_{i}" for i in range(1, iterations + 1)]
@@ -354,10 +367,12 @@ def expanse(
         )
         plan.add_parts(model, tasks.sft, start="base", data=data, scope="sft", uses=TRAINING)
     compared = list(baselines)
+    parts = [f"arbitrage_sft.{cluster}" for cluster in plan.clusters]
+    if unmerged:
+        compared.extend(parts)
     for method in merges:
-        parts = [f"arbitrage_sft.{cluster}" for cluster in plan.clusters]
-        name = f"{method}_merge"
-        compared.append(plan.add_merge(name, parts, start="base", scope="sft", method=method))
+        name, by = f"{method}_merge", MERGES[method]
+        compared.append(plan.add_merge(name, parts, start="base", scope="sft", method=by))
     if mixed:
         compared.append(
             plan.add(
@@ -371,16 +386,20 @@ def expanse(
                 languages=tuple(LANGUAGES),
             )
         )
-    plan.add("pairs", tasks.pairs, ["candidates"], scope="offline_dpo", uses=(best_against_worst,))
-    offline = plan.add_parts(
-        "offline_dpo",
-        tasks.dpo,
-        start="arbitrage_sft",
-        data="pairs",
-        scope="offline_dpo",
-        uses=PREFERENCE,
-    )
-    steps = ["base", "arbitrage_sft", offline, *plan.add_online("online_dpo", offline, iterations)]
+    steps = ["base", "arbitrage_sft"]
+    if preference:
+        plan.add(
+            "pairs", tasks.pairs, ["candidates"], scope="offline_dpo", uses=(best_against_worst,)
+        )
+        offline = plan.add_parts(
+            "offline_dpo",
+            tasks.dpo,
+            start="arbitrage_sft",
+            data="pairs",
+            scope="offline_dpo",
+            uses=PREFERENCE,
+        )
+        steps += [offline, *plan.add_online("online_dpo", offline, iterations)]
     if online_only:
         compared.extend(plan.add_online("online_only", "arbitrage_sft", iterations))
     evaluated = [steps[0], *compared, *steps[1:]]
@@ -388,7 +407,7 @@ def expanse(
         raise AyaError(f"expanse: unknown opponent {opponent!r}{nearest(opponent, evaluated)}")
     for model in evaluated:
         plan.add_evaluation(model)
-    return Recipe(tuple(plan.stages), tuple(steps), opponent)
+    return Recipe(tuple(plan.stages), tuple(steps), opponent, left_out)
 
 
 def _max_length(scopes: Iterable[str]) -> int:

@@ -63,7 +63,7 @@ def run_recipe(
 def _run(name: str, run_dir: Path, terminal: Terminal) -> tuple[dict[str, Any], Path]:
     recipe = expanse()
     scopes = dict.fromkeys(stage.scope for stage in recipe.stages)
-    check_scopes([*OPTIONAL_SCOPES, *scopes])
+    check_scopes([*OPTIONAL_SCOPES, *recipe.left_out, *scopes])
     for scope in scopes:
         require_services(effective_settings([metric_sinks], scope)["metrics.sinks"])
     with RunDirectory(run_dir) as run:

@@ -57,6 +57,7 @@ def render(report: Report) -> str:
             for metric in METRICS
             if any(metric in figures for figures in models.values())
         ],
+        pooled=_pooled(report.get("pooled", {}), names),
         kinds=_kinds(models),
         table=_table(models, steps),
         seed_tables=_seed_tables(seeds, models) if len(seeds) > 1 else [],
@@ -83,6 +84,34 @@ def render(report: Report) -> str:
         settings=readable(report.get("settings", "")),
         versions=report.get("versions", {}),
     )
+
+
+def _pooled(
+    models: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return a table a metric of the means over all seeds: a row a language, a column a model."""
+    metrics = [m for m in METRICS if any(m in figures for figures in models.values())]
+    return [
+        {
+            "metric": metric,
+            "label": METRICS[metric][0],
+            "meaning": METRICS[metric][1],
+            "models": list(models),
+            "rows": [
+                (name, [_part(metric, figures.get(metric), code) for figures in models.values()])
+                for code, name in {"": "All languages", **names}.items()
+            ],
+        }
+        for metric in metrics
+    ]
+
+
+def _part(metric: str, figure: Mapping[str, Any] | None, code: str) -> str:
+    """Return a figure of one language, or of all for ""."""
+    if figure is None:
+        return ""
+    part = figure["by_language"].get(code) if code else figure["overall"]
+    return figure_text(metric, part) if part else ""
 
 
 def _seeds(report: Report) -> dict[str, Mapping[str, Mapping[str, Any]]]:

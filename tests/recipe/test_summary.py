@@ -222,6 +222,35 @@ def test_only_what_was_run_is_compared(study):
     assert result["overall"]["2"]["single_teacher"]["correct"]["value"] == 1.0
 
 
+def test_seeds_are_pooled_prompt_by_prompt(study):
+    runs, result = study
+    pooled = result["pooled"]["arbitrage_sft"]["correct"]
+    each = [[float(row["correct"]) for row in run.marked("arbitrage_sft")] for run in runs.values()]
+    means = np.mean(each, axis=0)
+    assert pooled["overall"]["value"] == pytest.approx(means.mean())
+    assert pooled["overall"]["n"] == len(PROMPTS)
+    german = [mean for mean, (code, _) in zip(means, PROMPTS, strict=True) if code == "de"]
+    assert pooled["by_language"]["de"]["value"] == pytest.approx(np.mean(german))
+    assert "unmerged" not in result["pooled"]
+
+
+def test_models_that_are_not_merged_are_compared_by_their_mean(tmp_path):
+    parts = {
+        "arbitrage_sft.west": answers("west", [1, 1, 1, 0, 0], [0.0] * 5),
+        "arbitrage_sft.east": answers("east", [0, 1, 0, 0, 1], [1.0] * 5),
+    }
+    run = Finished.open(make_run(tmp_path, {**MARKED, **parts}))
+    result = compare({0: report_of(run)}, {0: run})
+    claim = "Merging the clusters beats not merging them"
+    (found,) = [c for c in result["comparisons"] if (c["claim"], c["metric"]) == (claim, "correct")]
+    # 3 of 5 against the mean of 3 and 2 of 5.
+    assert found["difference"]["0"]["value"] == pytest.approx(0.6 - 0.5)
+    assert found["seeds"]["0"]["unmerged"]["value"] == pytest.approx(0.5)
+    pooled = result["pooled"]["unmerged"]["correct"]["by_language"]
+    assert pooled["de"]["value"] == pytest.approx((3 + 1) / 6)
+    assert pooled["en"]["value"] == pytest.approx((0 + 1) / 4)
+
+
 def test_a_model_is_not_compared_with_itself(tmp_path):
     marked = {**MARKED, "offline_dpo": MARKED["online_dpo_1"]}
     run = Finished.open(make_run(tmp_path, marked))
