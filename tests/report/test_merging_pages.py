@@ -5,6 +5,7 @@ import pytest
 
 from aya_jax.evaluation.bootstrap import interval, summarise
 from aya_jax.report.compare_page import render_comparison
+from aya_jax.report.html import render
 from aya_jax.report.search_page import SHOWN, render_search
 
 NASTY = "<b>one</b>"
@@ -141,3 +142,15 @@ def test_a_comparison_without_base_or_records(comparison, parse):
     root = parse(render_comparison(comparison))
     ids = {e.get("id") for e in root.iter()}
     assert "tables" in ids and not {"curves", "layers"} & ids
+
+
+def test_a_studys_page_has_all_seeds_by_language(report, parse):
+    figure = summarise([0.0, 1.0, 1.0, 1.0], ["de", "de", "en", "en"])
+    models = {name: {"correct": figure} for name in (*report["models"], "unmerged")}
+    root = parse(render({**report, "pooled": models}))
+    rows = rows_of(root, "correct over all seeds, by language")
+    assert rows[0][-1] == "unmerged" and len(rows[0]) == len(models) + 1
+    by_name = {row[0]: row[1] for row in rows}
+    assert by_name["All languages"].startswith("75.0% [")
+    assert by_name["German"].startswith("50.0% [")
+    assert by_name["English"] == "100.0% [100.0, 100.0]"
