@@ -14,9 +14,6 @@ from aya_jax.merging.methods import combine
 from aya_jax.merging.methods import differences as kept
 from aya_jax.merging.methods.kinds import Block, Method, Settings, Tensor
 
-# Weights that must sum to one may miss it by so much.
-ROUNDING = 1e-6
-
 
 def _task(**rest: Any) -> Method:
     options = frozenset({"scale", "normalize"})
@@ -75,7 +72,7 @@ def require_settings(name: str, s: Settings, *, base: bool) -> None:
     if not all(map(math.isfinite, s.weights)):
         raise AyaError(f"merge: the weights {s.weights} must be finite numbers")
     total = math.fsum(s.weights)
-    if method.sums_to_one and not s.normalize and abs(total - 1.0) > ROUNDING:
+    if method.sums_to_one and not s.normalize and not combine.is_one(total):
         raise AyaError(
             f"merge: the weights of {name!r} sum to {total:g}; they must sum to 1, or be asked to be "
             "divided by their sum (normalize)"

@@ -15,8 +15,10 @@ from aya_jax.merging.methods.kinds import Block, Blocks, Settings, Tensor
 
 # Above this cosine two tensors are nearly parallel and SLERP is linear interpolation, as in mergekit.
 PARALLEL = 0.9995
-# A tensor whose norm is not above this is taken for zero.
+# A tensor whose norm is not above this is taken for zero, as is a sum of weights.
 ZERO = 1e-8
+# Weights that must sum to one may miss it by so much.
+ROUNDING = 1e-6
 # Inner products are summed over so many entries from a multiple of that number on, then exactly over all of these.
 SEGMENT = 1 << 16
 
@@ -184,6 +186,7 @@ def combined(coefficients: tuple[float, ...], base: float | None, block: Block) 
       base: None, or 1 where what is summed is differences, and the base comes on top.
       block: the entries.
     """
+    mean = min(coefficients) >= 0.0 and is_one(math.fsum(coefficients))
     kept = [(c, leaf) for c, leaf in zip(coefficients, block.leaves, strict=True) if c != 0.0]
     numbers = tuple(np.float32(c) for c, _ in kept)
     leaves = tuple(leaf for _, leaf in kept)
@@ -192,10 +195,14 @@ def combined(coefficients: tuple[float, ...], base: float | None, block: Block) 
             return jnp.zeros(len(block.leaves[0]), jnp.float32)
         if coefficients.count(0.0) == len(coefficients) - 1 and numbers[0] == 1.0:
             return jnp.asarray(leaves[0], jnp.float32)
-        mean = min(coefficients) >= 0.0 and abs(math.fsum(coefficients) - 1.0) <= 1e-6
         return _weighted(numbers, leaves, mean=mean)
     assert block.base is not None
-    return _differences(numbers, leaves, block.base)
+    return _differences(numbers, leaves, block.base, mean=mean)
+
+
+def is_one(total: float) -> bool:
+    """Whether weights of that sum make a mean."""
+    return abs(total - 1.0) <= ROUNDING
 
 
 @partial(jax.jit, static_argnames="mean")
@@ -204,8 +211,11 @@ def _weighted(
 ) -> jax.Array:
     values = [leaf.astype(jnp.float32) for leaf in leaves]
     total = _in_one_order([number * value for number, value in zip(numbers, values, strict=True)])
-    if not mean:
-        return total
+    return within(total, values) if mean else total
+
+
+def within(total: jax.Array, values: Sequence[jax.Array]) -> jax.Array:
+    """Return the entries of a mean, moved to between the least and the greatest of what it is of."""
     lowest, highest = values[0], values[0]
     for value in values[1:]:
         lowest, highest = jnp.minimum(lowest, value), jnp.maximum(highest, value)
@@ -225,15 +235,18 @@ def _in_one_order(terms: list[jax.Array]) -> jax.Array:
     return total
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="mean")
 def _differences(
-    numbers: tuple[jax.Array, ...], leaves: tuple[jax.Array, ...], base: jax.Array
+    numbers: tuple[jax.Array, ...],
+    leaves: tuple[jax.Array, ...],
+    base: jax.Array,
+    *,
+    mean: bool,
 ) -> jax.Array:
     start = base.astype(jnp.float32)
     if not leaves:
         return start
-    terms = [
-        number * (leaf.astype(jnp.float32) - start)
-        for number, leaf in zip(numbers, leaves, strict=True)
-    ]
-    return start + _in_one_order(terms)
+    values = [leaf.astype(jnp.float32) for leaf in leaves]
+    terms = [number * (value - start) for number, value in zip(numbers, values, strict=True)]
+    total = start + _in_one_order(terms)
+    return within(total, values) if mean else total

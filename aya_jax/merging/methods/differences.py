@@ -7,7 +7,9 @@ added up, or first agrees on a sign (TIES).
 
 import hashlib
 import math
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -15,13 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aya_jax.merging.methods.combine import ZERO, is_one, within
 from aya_jax.merging.methods.kinds import Block, Blocks, Settings, Tensor
-from aya_jax.merging.methods.ranks import ALL, NONE, Top, tops
+from aya_jax.merging.methods.ranks import Top, tops
 
 # Numbers are drawn for so many entries at once, from a multiple of that number on.
 DRAWN = 1 << 16
 # How many entries are merged at once: what is made on the way stays near the processor.
 AT_ONCE = 1 << 20
+# Entries of rows that are ranked at once.
+RANKED = 1 << 17
 
 # Of one model: which of its entries stay, as an interval of ranks: those of the second, without those of the first.
 Interval = tuple[Top, Top]
@@ -44,9 +49,17 @@ def differences(
     Without election `m = sum_i w_i d_i`, with `normalize` over `sum_i w_i`. With it (TIES, arXiv 2306.01708,
     algorithm 1) each entry's sign is that of `sum_i w_i d_i`, and m the sum of the `w_i d_i` of that sign, with
     `normalize` over the sum of their weights: the disjoint mean.
+
+    A mean (see `_is_mean`) is never outside of what is averaged, the base's entry standing in for what does not
+    stay: equal models of which all stays are themselves.
     """
     assert block.base is not None
-    weights = tuple(np.float32(weight) for weight in s.weights)
+    mean = _is_mean(s, elect=elect) and (kept is by_rank or not s.rescale or min(s.density) >= 1.0)
+    # A weight of 0 leaves its model out, whatever its entries are.
+    there = [i for i, weight in enumerate(s.weights) if weight != 0.0]
+    if not there:
+        return jnp.asarray(block.base, jnp.float32)
+    weights = tuple(np.float32(s.weights[i]) for i in there)
     size = AT_ONCE
     if by_row:
         columns = tensor.shape[-1]
@@ -56,20 +69,29 @@ def differences(
         stays = kept(s, tensor, seed, measured, piece)
         parts.append(
             _merged(
-                piece.leaves,
+                tuple(piece.leaves[i] for i in there),
                 piece.base,
-                stays,
+                tuple(stays[i] for i in there),
                 weights,
                 np.float32(s.scale),
                 np.uint32(piece.start),
                 elect=elect,
                 normalize=s.normalize,
+                mean=mean,
             )
         )
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
-@partial(jax.jit, static_argnames=("elect", "normalize"))
+def _is_mean(s: Settings, *, elect: bool) -> bool:
+    """Whether weights and scale make a mean of what agrees (elected and normalised), or of all models."""
+    total = math.fsum(s.weights)
+    if s.normalize and (elect or abs(total) >= ZERO):
+        total = 1.0
+    return min(s.weights) >= 0.0 and is_one(s.scale * total)
+
+
+@partial(jax.jit, static_argnames=("elect", "normalize", "mean"))
 def _merged(
     leaves: tuple[jax.Array, ...],
     base: jax.Array,
@@ -80,34 +102,42 @@ def _merged(
     *,
     elect: bool,
     normalize: bool,
+    mean: bool,
 ) -> jax.Array:
     origin = base.astype(jnp.float32)
     places = start + jnp.arange(len(origin), dtype=jnp.uint32)
+    values = [leaf.astype(jnp.float32) for leaf in leaves]
     terms = []
-    for leaf, stay, weight in zip(leaves, stays, weights, strict=True):
-        delta = leaf.astype(jnp.float32) - origin
+    for value, stay, weight in zip(values, stays, weights, strict=True):
+        delta = value - origin
         if isinstance(stay, tuple):
             bits = jax.lax.bitcast_convert_type(jnp.abs(delta), jnp.uint32)
-            without, within = (_belongs(bits, places, *top) for top in stay)
-            delta = jnp.where(within & ~without, delta, 0.0)
+            before, upto = (_belongs(bits, places, *top) for top in stay)
+            delta = jnp.where(upto & ~before, delta, 0.0)
         else:
             delta = delta * stay
         terms.append(weight * delta)
     if not elect:
         mixed = sum(terms[1:], terms[0])
         divisor = sum(weights[1:], weights[0])
-        small = jnp.abs(divisor) < 1e-8
+        small = jnp.abs(divisor) < ZERO
+        counts = [term != 0 for term in terms]
     else:
         sign = jnp.where(sum(terms[1:], terms[0]) >= 0, 1.0, -1.0)
-        agree = [jnp.sign(term) == sign for term in terms]
-        voices = [jnp.where(yes, term, 0.0) for yes, term in zip(agree, terms, strict=True)]
+        counts = [jnp.sign(term) == sign for term in terms]
+        voices = [jnp.where(yes, term, 0.0) for yes, term in zip(counts, terms, strict=True)]
         mixed = sum(voices[1:], voices[0])
-        shares = [jnp.where(yes, w, 0.0) for yes, w in zip(agree, weights, strict=True)]
+        shares = [jnp.where(yes, w, 0.0) for yes, w in zip(counts, weights, strict=True)]
         divisor = sum(shares[1:], shares[0])
         small = divisor == 0
     if normalize:
         mixed = mixed / jnp.where(small, 1.0, divisor)
-    return origin + scale * mixed
+    merged = origin + scale * mixed
+    if not mean:
+        return merged
+    return within(
+        merged, [jnp.where(yes, v, origin) for yes, v in zip(counts, values, strict=True)]
+    )
 
 
 def _belongs(bits: jax.Array, places: jax.Array, least: jax.Array, last: jax.Array) -> jax.Array:
@@ -156,13 +186,6 @@ def by_rank(
     return tuple(tuple(tuple(map(np.uint32, top)) for top in each) for each in measured)
 
 
-def everything(
-    s: Settings, tensor: Tensor, seed: int, measured: None, block: Block
-) -> tuple[Any, ...]:
-    """All entries stay."""
-    return by_rank(s, tensor, seed, ((NONE, ALL),) * len(s.weights), block)
-
-
 # Which entries stay by lot.
 
 
@@ -187,14 +210,15 @@ def drawn(s: Settings, tensor: Tensor, seed: int, measured: None, block: Block) 
 
     mergekit rescales to the L1 norm that the difference had, so that the mean is that of no entry.
     """
-    factors: list[Any] = []
-    for model, density in enumerate(s.density):
+
+    def factor(model: int, density: float) -> Any:
         if density >= 1.0:
-            factors.append(np.float32(1.0))
-            continue
+            return np.float32(1.0)
         stays = draws(seed, tensor, model, block.start, block.stop) < density * 2.0**32
-        factors.append(stays * np.float32(1.0 / density if s.rescale else 1.0))
-    return tuple(factors)
+        return stays * np.float32(1.0 / density if s.rescale else 1.0)
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return tuple(threads.map(factor, range(len(s.density)), s.density))
 
 
 def chances(s: Settings, tensor: Tensor, model: int, block: Block) -> np.ndarray:
@@ -203,21 +227,29 @@ def chances(s: Settings, tensor: Tensor, model: int, block: Block) -> np.ndarray
     `density - epsilon` for the smallest of a row, `density + epsilon` for the largest, evenly between them by rank.
     """
     assert block.base is not None
-    delta = block.leaves[model].astype(np.float32) - block.base.astype(np.float32)
     columns = tensor.shape[-1]
-    rows = (
-        np.abs(delta).reshape(columns, -1).T
-        if tensor.transpose
-        else np.abs(delta).reshape(-1, columns)
-    )
-    ranks = np.empty(rows.shape, np.float32)
-    order = np.argsort(rows, axis=1, kind="stable")
-    np.put_along_axis(ranks, order, np.arange(columns, dtype=np.float32)[None], axis=1)
-    share = ranks / max(1, columns - 1)
-    chance = np.float32(s.density[model] - s.epsilon[model]) + share * np.float32(
-        2 * s.epsilon[model]
-    )
-    return (chance.T if tensor.transpose else chance).reshape(-1)
+    bits = np.abs(block.leaves[model].astype(np.float32) - block.base.astype(np.float32))
+    out = np.empty_like(bits)
+    shape = (columns, -1) if tensor.transpose else (-1, columns)
+    sizes, of_rank = bits.view(np.uint32).reshape(shape), out.reshape(shape)
+    if tensor.transpose:
+        sizes, of_rank = sizes.T, of_rank.T
+    share = np.arange(columns, dtype=np.float32) / np.float32(max(1, columns - 1))
+    least, range_ = s.density[model] - s.epsilon[model], 2 * s.epsilon[model]
+    chance = np.float32(least) + share * np.float32(range_)
+    places = np.arange(columns, dtype=np.uint64)
+
+    def rank(rows: slice) -> None:
+        # Sorting both in one number is quicker than sorting one by the other, and equal ones stay in order.
+        keys = sizes[rows].astype(np.uint64) << np.uint64(32) | places
+        keys.sort(axis=1)
+        order = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        np.put_along_axis(of_rank[rows], order, chance[None], axis=1)
+
+    step = max(1, RANKED // columns)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(rank, (slice(i, i + step) for i in range(0, len(sizes), step))))
+    return out
 
 
 def by_magnitude(
@@ -230,6 +262,6 @@ def by_magnitude(
             factors.append(np.float32(1.0))
             continue
         chance = chances(s, tensor, model, block)
-        stays = draws(seed, tensor, model, block.start, block.stop) < chance * np.float64(2.0**32)
-        factors.append(np.where(stays, 1.0 / chance if s.rescale else 1.0, 0.0).astype(np.float32))
+        stays = draws(seed, tensor, model, block.start, block.stop) < np.ldexp(chance, 32)
+        factors.append(stays / chance if s.rescale else stays.astype(np.float32))
     return tuple(factors)
