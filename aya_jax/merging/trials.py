@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from aya_jax.checkpoints.slices import nested
@@ -98,9 +99,9 @@ class Merger:
                 tensors=work.tensors,
             )
             made_of = work.config
-        dtype = inference()
-        if dtype is not None:
-            params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        dtype = None if inference() is None else jnp.dtype(inference())
+        # In the host's memory, from where each process takes what its devices hold.
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
         tokenizer = Tokenizer.load(Path(config.models[0]))
         return Model(made_of, params, tokenizer, {}, inference_place()).on_devices()
 

@@ -7,6 +7,7 @@ merge -> three times (sample, rank, DPO a cluster, merge) -> evaluation.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,11 @@ class _Plan:
             models.append(start)
         return models
 
+    def add_diagnosis(self, model: str, *, start: str) -> None:
+        """Add a look at the models of the clusters, trained from `start`, that a model is the merge of."""
+        parts = tuple(f"{model}.{cluster}" for cluster in self.clusters)
+        self.add(f"diagnosis.{model}", tasks.diagnosis, [*parts, start], parts=parts, start=start)
+
     def add_check(self, asked: Sequence[str], pool: Sequence[str], **lengths: Any) -> None:
         """Add the check of all that is asked; of models, it reads those that the user brings."""
         models = ("base", "reward", "judge", *(f"teacher.{name}" for name in pool))
@@ -242,6 +248,7 @@ def expanse(
     unmerged: bool = False,
     preference: bool = True,
     online_only: bool = False,
+    diagnosis: bool = False,
     present: bool = True,
 ) -> Recipe:
     """Return the recipe.
@@ -264,6 +271,8 @@ def expanse(
       unmerged: whether to compare with the SFT models of the clusters, each in all languages.
       preference: whether there is any DPO; without it the merge of the SFT models is the final one.
       online_only: whether to compare with online DPO straight from the SFT model.
+      diagnosis: whether to look, for each step of the recipe, at how far the models of its clusters are from
+        each other.
       present: whether the user's models and records are here; if not, none is read, and the stages can
         be looked at but not run.
 
@@ -402,6 +411,9 @@ def expanse(
         steps += [offline, *plan.add_online("online_dpo", offline, iterations)]
     if online_only:
         compared.extend(plan.add_online("online_only", "arbitrage_sft", iterations))
+    if diagnosis:
+        for before, model in pairwise(steps):
+            plan.add_diagnosis(model, start=before)
     evaluated = [steps[0], *compared, *steps[1:]]
     if opponent not in evaluated:
         raise AyaError(f"expanse: unknown opponent {opponent!r}{nearest(opponent, evaluated)}")

@@ -17,6 +17,7 @@ from aya_jax.progress import Terminal
 
 RECORDS = "records.jsonl"
 EVALUATE = "evaluate."
+DIAGNOSIS = "diagnosis."
 CURVES = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")
 SAMPLES_PER_LANGUAGE = 2
 METRICS = {
@@ -107,6 +108,7 @@ def report_of(run: Finished) -> dict[str, Any]:
             for name in ("reward", "judge")
             if "held_out_accuracy" in entries.get(name, {}).get("figures", {})
         },
+        "diagnosis": _diagnosis(run),
         "history": _history(run),
         "samples": _samples(marked, [*run.evaluated]),
         "lineage": _lineage(run),
@@ -116,6 +118,17 @@ def report_of(run: Finished) -> dict[str, Any]:
         },
         "settings": (run.path / "config.gin").read_text("utf-8"),
         "versions": versions(),
+    }
+
+
+def _diagnosis(run: Finished) -> dict[str, Any]:
+    """Return what was found of the models of the clusters, by the model that they were merged into."""
+    names = [n for n in run.recipe["stages"] if n.startswith(DIAGNOSIS)]
+    return {
+        name.removeprefix(DIAGNOSIS): json.loads(
+            (run.stage(name) / "diagnosis.json").read_text("utf-8")
+        )
+        for name in names
     }
 
 

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import quote
 
@@ -18,8 +19,10 @@ from aya_jax.data.records import Record, prompt_messages, read_records, write_re
 from aya_jax.data.tokenizer import Tokenizer, train_tokenizer
 from aya_jax.evaluation.evaluate import answer, mark
 from aya_jax.generation.engine import sample
+from aya_jax.merging.diagnosis import diagnose
 from aya_jax.merging.merge import merge_into
 from aya_jax.merging.settings import MergeConfig, merge_config
+from aya_jax.merging.sources import open_source
 from aya_jax.model import Model, load_inference, load_model_config
 from aya_jax.recipe import job_settings, jobs
 from aya_jax.recipe.fit import Work
@@ -27,6 +30,7 @@ from aya_jax.recipe.run_directory import require_seen
 from aya_jax.recipe.stages import Context, by_lead_alone, lead_writes
 
 RECORDS = "records.jsonl"
+DIAGNOSIS = "diagnosis.json"
 
 
 def _work(context: Context) -> Work:
@@ -224,6 +228,16 @@ def merge_parts(
     config = merge_config(models=models, base=context.inputs[start], **settings)
     merge_into(context.directory, config, stage=context.name)
     return {"models": len(parts)}
+
+
+@by_lead_alone
+def diagnosis(context: Context, *, parts: Sequence[str], start: str) -> dict[str, Any]:
+    """Tell how far models that are merged are from each other and from what they were trained from."""
+    with ExitStack() as stack:
+        models = [stack.enter_context(open_source(context.inputs[part])) for part in parts]
+        found = diagnose(models, stack.enter_context(open_source(context.inputs[start])))
+    atomic_write(context.directory / DIAGNOSIS, json.dumps({"models": list(parts), **found}) + "\n")
+    return {"conflicts": found["all"]["conflicts"]}
 
 
 def _as_it_is(context: Context, start: str) -> None:

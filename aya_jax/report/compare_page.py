@@ -6,7 +6,7 @@ from typing import Any
 
 from aya_jax.report.environment import page_template
 from aya_jax.report.lines import Dot, line_chart
-from aya_jax.report.words import number, percent
+from aya_jax.report.words import label, number, percent
 
 Group = Mapping[str, Any]
 # What is told of two models, and how it is written.
@@ -58,6 +58,25 @@ def render_comparison(content: Mapping[str, Any]) -> str:
         curve=_curve(content["curves"], names) if content["curves"] else None,
         barriers=[_barrier(curve, names) for curve in content["curves"]],
     )
+
+
+def of_merges(merges: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return a table and a chart of models that were merged, None if there are none.
+
+    Args:
+      merges: what was found of them, by the model that they were merged into.
+    """
+    if not merges:
+        return None
+    rows, lines, names = [], {}, {}
+    for model, found in merges.items():
+        pairs = list(combinations(range(len(found["models"])), 2))
+        rows.append(_row(label(model), found["all"], pairs))
+        places = _places(found["layers"])
+        lines[label(model)] = [Dot(x, *(group["conflicts"],) * 3) for x, _, group in places]
+        names |= _axis(places)
+    columns = ["model", *_columns(next(iter(merges.values()))["all"])[1:]]
+    return {"columns": columns, "rows": rows, "chart": _shares("Sign conflicts", lines, names)}
 
 
 def _tiles(content: Mapping[str, Any], pairs: Sequence[tuple[int, int]]) -> list[tuple[str, ...]]:
@@ -124,11 +143,16 @@ def _conflicts(layers: Mapping[str, Group]) -> Any:
     if not places:
         return ""
     dots = [Dot(x, *(group["conflicts"],) * 3) for x, _, group in places]
+    return _shares("Sign conflicts by layer", {"all models": dots}, _axis(places))
+
+
+def _shares(title: str, lines: Mapping[str, Sequence[Dot]], names: Mapping[float, str]) -> Any:
+    """Return a chart of shares by layer, in percent."""
     return line_chart(
-        "Sign conflicts by layer",
-        {"all models": dots},
+        title,
+        lines,
         axis="layer",
-        names=_axis(places),
+        names=names,
         shown=lambda v, d: f"{number(100 * v, max(0, d - 2))}%",
     )
 

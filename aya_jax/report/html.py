@@ -3,7 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aya_jax.report import curves, gains, heatmap, intervals, lineage, routing, samples, times
+from aya_jax.report import (
+    compare_page,
+    curves,
+    gains,
+    heatmap,
+    intervals,
+    lineage,
+    routing,
+    samples,
+    times,
+)
 from aya_jax.report.environment import page_template
 from aya_jax.report.headline import sentence, tiles
 from aya_jax.report.order import in_order
@@ -65,6 +75,7 @@ def render(report: Report) -> str:
         samples=samples.by_language(report.get("samples", ()), steps, languages),
         graph=lineage.graph(made, report["final"]) if report["final"] in made else None,
         origins=lineage.rows(made),
+        diagnosis=compare_page.of_merges(report.get("diagnosis", {})),
         reward_models=_reward_models(report.get("reward_models", {}), languages),
         curves=[
             {

@@ -154,3 +154,13 @@ def test_a_studys_page_has_all_seeds_by_language(report, parse):
     assert by_name["All languages"].startswith("75.0% [")
     assert by_name["German"].startswith("50.0% [")
     assert by_name["English"] == "100.0% [100.0, 100.0]"
+
+
+def test_a_runs_page_has_the_models_before_each_merge(report, comparison, parse):
+    found = {key: comparison[key] for key in ("models", "all", "layers", "modules")}
+    root = parse(render({**report, "diagnosis": {"arbitrage_sft": found, "offline_dpo": found}}))
+    rows = rows_of(root, "Models of the clusters")
+    assert rows[0] == ["model", "entries", "mean distance", "mean cosine", "sign conflicts"]
+    assert rows[1] == ["arbitrage SFT", "1,000", "2.000", "0.250", "37.5%"]
+    assert [row[0] for row in rows[2:]] == ["offline DPO"]
+    assert not [e for e in parse(render(report)).iter() if e.get("id") == "diagnosis"]
