@@ -68,7 +68,9 @@ def of_merges(merges: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """
     if not merges:
         return None
-    rows, lines, names = [], {}, {}
+    rows: list[list[str]] = []
+    lines: dict[str, list[Dot]] = {}
+    names: dict[float, str] = {}
     for model, found in merges.items():
         pairs = list(combinations(range(len(found["models"])), 2))
         rows.append(_row(label(model), found["all"], pairs))
