@@ -33,7 +33,7 @@ TURNED = 768 << 20
 COMING = 1 << 30
 # Entries that are computed with at once, from a multiple of that number on: what is made on the way stays
 # near the processor, and few programs are compiled.
-AT_ONCE = 1 << 20
+AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
