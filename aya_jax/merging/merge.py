@@ -14,6 +14,7 @@ from aya_jax.checkpoints.model_directory import (
     fill_model,
 )
 from aya_jax.data.files import atomic_write
+from aya_jax.errors import AyaError
 from aya_jax.merging.methods import Settings
 from aya_jax.merging.methods.averages import uniform
 from aya_jax.merging.outputs import Output
@@ -95,6 +96,12 @@ def opened(config: MergeConfig) -> Iterator[tuple[Work, Vocabulary]]:
     with ExitStack() as stack:
         models = [stack.enter_context(open_source(path)) for path in config.models]
         base = stack.enter_context(open_source(config.base)) if config.base else None
+        for model in models:
+            if model.config is None:
+                raise AyaError(
+                    f"{model.path}: has no config.json; put the model's and its tokenizer there, which a "
+                    "step of a training has not"
+                )
         vocabulary = merged_vocabulary(config, models, base)
         work = work_of(
             models,

@@ -1,5 +1,6 @@
 """What does not fit together is told before anything is written; what a merge needs is known before it."""
 
+import json
 from collections import namedtuple
 
 import jax.numpy as jnp
@@ -61,6 +62,20 @@ def test_a_full_disk_and_a_place_that_is_taken_are_told_first(tiny, tmp_path, mo
         with pytest.raises(AyaError, match=r"the disk is full: 1\.1 MiB are needed and 1\.0 free"):
             merge(models, out=tmp_path / "out", form=form)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_steps_of_a_training_need_its_config(tiny, tmp_path):
+    config = tiny.config_of()
+    params = [tiny.params_of(config, seed) for seed in range(2)]
+    steps = [tiny.make(tmp_path / str(i), "step", config, each) for i, each in enumerate(params)]
+    with pytest.raises(AyaError, match=r"step_00000007: has no config\.json; put the model's"):
+        merge(steps, out=tmp_path / "out")
+    for step in steps:
+        tiny.tokenizer_in(step)
+        (step / "config.json").write_text(json.dumps(config.to_hf()))
+    with open_source(merge(steps, out=tmp_path / "out")) as source:
+        mean = (params[0]["embedding"] + params[1]["embedding"]) / 2
+        np.testing.assert_allclose(source.read(("embedding",)), mean.reshape(-1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["linear", "ties"])
