@@ -555,7 +555,7 @@ def die_in(module, name):
 if direction == "hf_to_aya":
     die_in(hugging_face, "_copy_leaf")
 else:
-    die_in(safetensors, "_write")
+    die_in(safetensors, "write_at")
 if moment == "0":
     os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 getattr(hugging_face, direction)(source, out)
