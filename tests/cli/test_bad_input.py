@@ -225,7 +225,7 @@ def test_models_in_each_others_place(aya, shelf, tmp_path):
     result = aya("arbitrate", *arguments, "--reward", shelf.other)
     assert_refused(result, shelf.other, "is a language model, but a reward model is needed")
     result = aya("merge", "--models", shelf.model, shelf.reward, "--out", out)
-    assert_refused(result, "differ in config.json at 'architectures'")
+    assert_refused(result, "the models differ at 'score'")
     assert list(tmp_path.iterdir()) == []
 
 
