@@ -11,7 +11,7 @@ import numpy as np
 import tensorstore as ts
 
 from aya_jax.checkpoints.slices import LeafPath, open_leaves
-from aya_jax.checkpoints.store import CHECKSUMS, check_files
+from aya_jax.checkpoints.store import check_files, file_fault, read_listing
 from aya_jax.data.files import fingerprint, fingerprint_file, told_plainly
 from aya_jax.errors import AyaError
 from aya_jax.sharding.processes import together
@@ -35,7 +35,7 @@ class CheckedLeaves:
         Raises:
           AyaError: a file is missing or damaged; the message names it.
         """
-        self._place, self._listing = directory / name, directory / f"{name}.{CHECKSUMS}"
+        self._directory, self._name, self._place = directory, name, directory / name
         self._checked: set[str] = set()
         self._lock = Lock()
         together(f"open {name}", self._open_listing)
@@ -49,16 +49,7 @@ class CheckedLeaves:
 
     def _open_listing(self) -> None:
         """Read what the files should be; those that are small and no chunks are checked now."""
-        try:
-            self._sums: dict[str, str] = json.loads(self._listing.read_text())
-        except FileNotFoundError:
-            raise AyaError(
-                f"{self._listing}: no such file; {self._place.parent} holds no whole checkpoint"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise AyaError(f"{self._listing}: cannot be read ({error})") from None
-        if not isinstance(self._sums, dict):
-            raise AyaError(f"{self._listing}: cannot be read (it must hold a JSON object)")
+        self._sums = read_listing(self._directory, self._name)
         for file in self._sums:
             if not (self._place / file).is_file():
                 raise self._fault(file, "is missing")
@@ -66,10 +57,7 @@ class CheckedLeaves:
                 self._check(file)
 
     def _fault(self, file: str, fault: str) -> AyaError:
-        return AyaError(
-            f"{self._place / file}: {fault}; restore the checkpoint from a copy, or remove "
-            f"{self._place.parent} and make it again"
-        )
+        return AyaError(file_fault(self._directory, self._name, file, fault))
 
     def _check(self, file: str, content: Any = None) -> None:
         """Raise `AyaError` unless a file, whose whole content may be known, is what was written."""

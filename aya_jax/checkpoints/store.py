@@ -311,28 +311,49 @@ def check_files(directory: Path, name: str) -> None:
 
 def _fault(directory: Path, name: str) -> tuple[int, str] | None:
     """Return the first file of this process's share that is not as written: its number, and what to say."""
-    place, listing = directory / name, _listing(directory, name)
     try:
-        expected = json.loads(listing.read_text())
-    except FileNotFoundError:
-        return -1, f"{listing}: no such file; {directory} holds no whole checkpoint"
-    except (OSError, ValueError) as error:
-        return -1, f"{listing}: cannot be read ({error}); {_remedy(directory)}"
-    if not isinstance(expected, dict):
-        return -1, f"{listing}: cannot be read (it must hold a JSON object); {_remedy(directory)}"
+        expected = read_listing(directory, name)
+    except AyaError as error:
+        return -1, str(error)
     share = range(jax.process_index(), len(expected), jax.process_count())
     files = list(expected.items())
     for number in share:
         file, checksum = files[number]
         try:
-            fault = None if fingerprint_file(place / file) == checksum else "is damaged"
+            found = fingerprint_file(directory / name / file)
+            fault = None if found == checksum else "is damaged"
         except FileNotFoundError:
             fault = "is missing"
         except OSError as error:
             fault = f"cannot be read ({error.strerror})"
         if fault is not None:
-            return number, f"{place / file}: {fault}; {_remedy(directory)}"
+            return number, file_fault(directory, name, file, fault)
     return None
+
+
+def read_listing(directory: Path, name: str) -> dict[str, str]:
+    """Return the checksums of a tree's files, by their paths in it.
+
+    Raises:
+      AyaError: they are not there, or cannot be read.
+    """
+    listing = _listing(directory, name)
+    try:
+        sums = json.loads(listing.read_text())
+    except FileNotFoundError:
+        raise AyaError(f"{listing}: no such file; {directory} holds no whole checkpoint") from None
+    except (OSError, ValueError) as error:
+        raise AyaError(f"{listing}: cannot be read ({error}); {_remedy(directory)}") from None
+    if not isinstance(sums, dict):
+        raise AyaError(
+            f"{listing}: cannot be read (it must hold a JSON object); {_remedy(directory)}"
+        )
+    return sums
+
+
+def file_fault(directory: Path, name: str, file: str, fault: str) -> str:
+    """Return what to say of a file of a tree that is not as it was written, and what to do."""
+    return f"{directory / name / file}: {fault}; {_remedy(directory)}"
 
 
 def _remedy(directory: Path) -> str:

@@ -91,7 +91,7 @@ def work_of(
         tuple(sources),
         base,
         method,
-        _settings_of(tensors, method, settings, base=base is not None),
+        settings_of(tensors, method, settings, base=base is not None),
         seed,
         config,
         tensors,
@@ -127,10 +127,14 @@ def _require_same_config(one: Source, other: Source, apart: frozenset[str]) -> N
             )
 
 
-def _settings_of(
+def settings_of(
     tensors: Sequence[HFTensor], method: str, settings: SettingsOf, *, base: bool
 ) -> dict[str, Settings]:
-    """Return the settings of each tensor, by its name."""
+    """Return the settings of each tensor, by its name.
+
+    Raises:
+      AyaError: they do not fit the method.
+    """
     layers = {tensor.leaf: tensor.index[0] + 1 for tensor in tensors if tensor.index}
     found = {}
     for tensor in tensors:

@@ -54,6 +54,11 @@ class Space:
     normalize: bool = False
     vary: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
+    @property
+    def spans(self) -> list[tuple[float, float]]:
+        """The least and the greatest value of each setting that is searched."""
+        return [(min(values), max(values)) for values in self.vary.values()]
+
     def shares(self, members: Sequence[int]) -> tuple[float, ...]:
         """Return equal weights, that sum to one, for some of the models."""
         return tuple((i in members) / len(members) for i in range(self.models))
@@ -123,7 +128,6 @@ def cma_es(space: Space, *, seed: int = 0) -> Search:
     Weights are within 0 and 1; where they must sum to one, or only their proportions count, they are divided
     by their sum. It ends when it has converged.
     """
-    spans = [(min(values), max(values)) for values in space.vary.values()]
 
     def at(place: np.ndarray) -> Point:
         weights = [float(w) for w in place[: space.models]]
@@ -132,11 +136,11 @@ def cma_es(space: Space, *, seed: int = 0) -> Search:
             weights = [w / total for w in weights] if total else list(space.equal())
         settings = [
             low + float(share) * (high - low)
-            for share, (low, high) in zip(place[space.models :], spans, strict=True)
+            for share, (low, high) in zip(place[space.models :], space.spans, strict=True)
         ]
         return Point(tuple(weights), dict(zip(space.vary, settings, strict=True)))
 
-    size = space.models + len(spans)
+    size = space.models + len(space.vary)
     middle = np.full(size, 0.5)
     yield Point(space.equal(), at(middle).settings)
     bounds = np.tile([0.0, 1.0], (size, 1))

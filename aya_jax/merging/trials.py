@@ -15,6 +15,7 @@ from aya_jax.checkpoints.slices import nested
 from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.errors import AyaError
 from aya_jax.merging.merge import merge, opened
+from aya_jax.merging.plan import settings_of
 from aya_jax.merging.search import Point
 from aya_jax.merging.settings import MergeConfig, Slice
 from aya_jax.merging.sources import Source
@@ -59,6 +60,8 @@ class Merger:
         with opened(config) as (work, _):
             if work.sources[0].reward:
                 raise AyaError(f"{config.models[0]}: is a reward model; give language models")
+            # Of its models only their number is asked for when they are closed.
+            self._work = work
             self.fingerprints = [source.fingerprint for source in work.models]
             size = sum(leaf.nbytes for source in work.models for leaf in source.leaves.values())
             same = all(rows is None for rows in work.rows) and config.dtype is None
@@ -88,22 +91,21 @@ class Merger:
             shutil.rmtree(left, ignore_errors=True)
 
     def _in_memory(self, config: MergeConfig, trees: list[Any]) -> Model:
-        with opened(config) as (work, _):
-            assert work.config is not None
-            params = merge_trees(
-                trees[: len(work.sources)],
-                work.settings,
-                method=work.method,
-                base=trees[-1] if work.base is not None else None,
-                seed=work.seed,
-                tensors=work.tensors,
-            )
-            made_of = work.config
+        work, has_base = self._work, self._work.base is not None
+        assert work.config is not None
+        params = merge_trees(
+            trees[: len(work.sources)],
+            settings_of(work.tensors, config.method, config.settings, base=has_base),
+            method=config.method,
+            base=trees[-1] if has_base else None,
+            seed=config.seed,
+            tensors=work.tensors,
+        )
         dtype = None if inference() is None else jnp.dtype(inference())
         # In the host's memory, from where each process takes what its devices hold.
         params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
         tokenizer = Tokenizer.load(Path(config.models[0]))
-        return Model(made_of, params, tokenizer, {}, inference_place()).on_devices()
+        return Model(work.config, params, tokenizer, {}, inference_place()).on_devices()
 
 
 def _tree(source: Source) -> Mapping[str, Any]:

@@ -1,6 +1,5 @@
 """`aya compare`: how far models are from each other, and the loss on the way from one to the other."""
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from aya_jax.compat import versions
-from aya_jax.data.files import atomic_write, fingerprint, told_plainly
+from aya_jax.data.files import fingerprint, told_plainly
 from aya_jax.data.records import Record, read_records
 from aya_jax.errors import AyaError
 from aya_jax.evaluation.bootstrap import interval
@@ -19,10 +18,10 @@ from aya_jax.merging.search import Point, Trial, listed, run_search
 from aya_jax.merging.settings import MergeConfig
 from aya_jax.merging.trials import Merger
 from aya_jax.progress import Terminal
-from aya_jax.recipe.measures import MEASURES, measure_of
+from aya_jax.recipe.measures import fields_of, measure_of
 from aya_jax.recipe.run_directory import open_work
-from aya_jax.recipe.search_weights import TRIALS, evaluated, made_from, names_of
-from aya_jax.recipe.verbs import commit, require_free
+from aya_jax.recipe.search_weights import TRIALS, evaluated, finish, made_from, names_of
+from aya_jax.recipe.verbs import require_free
 from aya_jax.report.compare_page import render_comparison
 from aya_jax.sharding.processes import by_lead, from_lead
 
@@ -51,7 +50,7 @@ def compare_verb(
     if points < 3:
         raise AyaError(f"compare: --points is {points}; it must be at least 3")
     by_lead(lambda: require_free(place))
-    rows = None if records is None else read_records(records, required=MEASURES["loss"])
+    rows = None if records is None else read_records(records, required=fields_of("loss"))
     straight = MergeConfig(tuple(models))
     # A method on differences has its base read.
     differences = MergeConfig(tuple(models), "task_arithmetic", base)
@@ -90,7 +89,7 @@ def compare_verb(
                 )
                 by_lead(merger.clear)
                 content["curves"] = _curves(lines, trials, content["models"], rows)
-            by_lead(lambda: _finish(work, place, content))
+            by_lead(lambda: finish(work, place, "comparison", content, render_comparison(content)))
         outcome = out
     finally:
         line.close(outcome)
@@ -147,13 +146,6 @@ def _curves(
             curve["half"] = height(0.5) if 0.5 in values else None
         curves.append(curve)
     return curves
-
-
-def _finish(work: Path, place: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    atomic_write(work / "comparison.json", text)
-    atomic_write(work / "comparison.html", render_comparison(content))
-    commit(work, place)
 
 
 def _show(content: Mapping[str, Any], terminal: Terminal) -> None:

@@ -76,6 +76,17 @@ def held_out_loss(
     return out
 
 
+def fields_of(name: str) -> tuple[str, ...]:
+    """Return the fields that records must have for a measure.
+
+    Raises:
+      AyaError: an unknown name.
+    """
+    if name not in MEASURES:
+        raise AyaError(f"evaluate: unknown measure {name!r}; there are {', '.join(MEASURES)}")
+    return MEASURES[name]
+
+
 def measure_of(
     name: str,
     records: Sequence[Record],
@@ -96,8 +107,7 @@ def measure_of(
     Raises:
       AyaError: an unknown name, or a model that is missing, not needed or cannot be read.
     """
-    if name not in MEASURES:
-        raise AyaError(f"evaluate: unknown measure {name!r}; there are {', '.join(MEASURES)}")
+    fields_of(name)
     judged = name in ("reward", "wins")
     for flag, given, wanted in (
         ("--reward-model", reward_model, judged),

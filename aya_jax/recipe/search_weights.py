@@ -29,7 +29,7 @@ from aya_jax.merging.search import (
 from aya_jax.merging.settings import EACH, MergeConfig, merge_config
 from aya_jax.merging.trials import Merger, merge_at
 from aya_jax.progress import Terminal
-from aya_jax.recipe.measures import MEASURES, Measure, measure_of
+from aya_jax.recipe.measures import Measure, fields_of, measure_of
 from aya_jax.recipe.run_directory import open_work
 from aya_jax.recipe.settings import effective_settings
 from aya_jax.recipe.stages import code_version
@@ -91,10 +91,10 @@ def search_weights_verb(
     seed = search_settings()
     proposals = search_of(search, space, limit=limit, seed=seed)
     # A setting that is out of range is told now, not after an evening of trials.
-    for values in zip(*_ends(vary), strict=True):
+    for values in zip(*space.spans, strict=True):
         with opened(merge_at(config, Point(space.equal(), dict(zip(vary, values, strict=True))))):
             pass
-    rows = _records(evaluate, records)
+    rows = read_records(records, required=fields_of(evaluate))
     work = place.with_name(f"{place.name}.partial")
     merger = Merger(config, work)
     measure = measure_of(evaluate, rows, reward_model=reward_model, opponent=opponent)
@@ -118,7 +118,7 @@ def search_weights_verb(
             best = best_of(trials)
             content = search_content(config, search, measure, rows, trials)
             merge_into(work, merge_at(config, best.point), stage="search-weights")
-            by_lead(lambda: _finish(work, place, content))
+            by_lead(lambda: finish(work, place, "search", content, render_search(content)))
         outcome = f"{len(trials)} merges  best {best.score:.4g}  {out}"
     finally:
         line.close(outcome)
@@ -142,16 +142,6 @@ def _space(config: MergeConfig, vary: Mapping[str, Sequence[float]]) -> Space:
     given = config.slices[0].shared.get("normalize")
     normalize = method.normalize if given is None else bool(given)
     return Space(len(config.models), method.sums_to_one, normalize, vary)
-
-
-def _ends(vary: Mapping[str, Sequence[float]]) -> list[tuple[float, float]]:
-    return [(min(values), max(values)) for values in vary.values()]
-
-
-def _records(evaluate: str, path: str) -> list[Record]:
-    if evaluate not in MEASURES:
-        raise AyaError(f"evaluate: unknown measure {evaluate!r}; there are {', '.join(MEASURES)}")
-    return read_records(path, required=MEASURES[evaluate])
 
 
 def made_from(
@@ -255,10 +245,11 @@ def _difference(best: Trial, other: Trial, codes: Sequence[str]) -> Figure:
     return summarise([ours - theirs for ours, theirs in pairs], codes)
 
 
-def _finish(work: Path, place: Path, content: Mapping[str, Any]) -> None:
+def finish(work: Path, place: Path, name: str, content: Mapping[str, Any], page: str) -> None:
+    """Write what was found as `NAME.json` and its page as `NAME.html`, and give the work its place."""
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    atomic_write(work / "search.json", text)
-    atomic_write(work / "search.html", render_search(content))
+    atomic_write(work / f"{name}.json", text)
+    atomic_write(work / f"{name}.html", page)
     commit(work, place)
 
 

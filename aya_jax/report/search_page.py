@@ -49,6 +49,7 @@ def render_search(content: Mapping[str, Any]) -> str:
     )
     return page_template("search.html").render(
         content=content,
+        title=f"Weights of a merge: {content['method']} of {', '.join(content['models'])}",
         search=SEARCHES[content["search"]],
         name=name,
         meaning=meaning,
