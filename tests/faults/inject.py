@@ -161,7 +161,9 @@ class Fault:
         """a file of a checkpoint, left by `kill -9`, cut short or with a bit flipped"""
         while not (files := self._checkpoint_files()):
             shutil.rmtree(self.folder, ignore_errors=True)
-            self.strike("kill")
+            ended = self.strike("kill")
+            if ended.status not in (0, -signal.SIGKILL):
+                raise Broken(f"status {ended.status}: {ended.told[-3000:]}")
         file, self.count = self.draw.choice(files), 1
         self.notes.append(f"{file.relative_to(self.folder)}: {damage(file, self.draw)}")
         (ended,) = self.again()
