@@ -7,6 +7,7 @@ import pytest
 
 import aya_jax
 from aya_jax.checkpoints.hugging_face import aya_to_hf
+from aya_jax.checkpoints.model_directory import load_params
 from aya_jax.errors import AyaError
 
 
@@ -31,8 +32,10 @@ def test_a_bfloat16_reward_model_keeps_its_head(kind, tiny_reward_model, tmp_pat
 def test_parameters_in_another_format_are_told(tiny_model, tmp_path):
     aya_to_hf(tiny_model, tmp_path / "hf")
     with pytest.raises(AyaError, match=r"is a Hugging Face directory; .* `aya convert hf-to-aya"):
-        aya_jax.merge([tmp_path / "hf"], out=tmp_path / "merged")
+        load_params(tmp_path / "hf")
     (tmp_path / "hf" / "model.safetensors").rename(tmp_path / "hf" / "pytorch_model.bin")
     with pytest.raises(AyaError, match=r"pytorch_model.bin: only safetensors are read"):
         aya_jax.load(tmp_path / "hf")
+    with pytest.raises(AyaError, match=r"pytorch_model.bin: only safetensors are read"):
+        aya_jax.merge([tmp_path / "hf"], out=tmp_path / "merged")
     assert not (tmp_path / "merged").exists()

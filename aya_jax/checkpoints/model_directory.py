@@ -9,11 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorstore as ts
 
 from aya_jax.checkpoints.directories import shared_directory
 from aya_jax.checkpoints.leaves import on_devices, stored_checksums
-from aya_jax.checkpoints.slices import LeafPath, nested, open_slices
+from aya_jax.checkpoints.slices import nested, open_slices
 from aya_jax.checkpoints.store import leaf_checksums, read_tree, write_tree
 from aya_jax.data.files import atomic_write, fingerprint
 from aya_jax.data.tokenizer_files import tokenizer_files
@@ -179,14 +178,14 @@ def load_params(
         parameters than `shardings`.
     """
     path = Path(path)
+    require_ours(path)
     if shardings is None:
-        require_ours(path)
         tree = read_tree(path, "params")
         kept = tree.pop("score", None)
         asarray = np.asarray if on_host else jnp.asarray
         params = jax.tree.map(lambda leaf: asarray(leaf, dtype), tree)
         return params if kept is None else {**params, "score": asarray(kept)}
-    leaves = open_params(path)
+    leaves = open_slices(path, "params")
     flat = {
         tuple(key.key for key in keys): s
         for keys, s in jax.tree_util.tree_leaves_with_path(shardings)
@@ -202,16 +201,6 @@ def load_params(
             for leaf, store in leaves.items()
         }
     )
-
-
-def open_params(path: str | Path) -> dict[LeafPath, ts.TensorStore]:
-    """Return the parameters as TensorStores, which read what they are asked for, every file checked.
-
-    Raises:
-      AyaError: a file is missing or damaged, or the directory is another program's.
-    """
-    require_ours(Path(path))
-    return open_slices(Path(path), "params")
 
 
 def require_ours(path: Path) -> None:
