@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from aya_jax.checkpoints.safetensors import array_in
 from aya_jax.checkpoints.slices import LeafPath, open_leaves
 from aya_jax.checkpoints.store import check_files, file_fault, read_listing
 from aya_jax.data.files import fingerprint, fingerprint_file, told_plainly
@@ -37,7 +39,6 @@ class CheckedLeaves:
         """
         self._directory, self._name, self._place = directory, name, directory / name
         self._checked: set[str] = set()
-        self._lock = Lock()
         together(f"open {name}", self._open_listing)
         chunked = self._place / "_METADATA"
         if not chunked.is_file() or json.loads(chunked.read_text())["use_ocdbt"]:
@@ -50,6 +51,8 @@ class CheckedLeaves:
     def _open_listing(self) -> None:
         """Read what the files should be; those that are small and no chunks are checked now."""
         self._sums = read_listing(self._directory, self._name)
+        # Each file's own: no two threads read one to check it.
+        self._locks = {file: Lock() for file in self._sums}
         for file in self._sums:
             if not (self._place / file).is_file():
                 raise self._fault(file, "is missing")
@@ -61,31 +64,47 @@ class CheckedLeaves:
 
     def _check(self, file: str, content: Any = None) -> None:
         """Raise `AyaError` unless a file, whose whole content may be known, is what was written."""
-        with self._lock:
+        with self._locks[file]:
             if file in self._checked:
                 return
-        try:
-            found = (
-                fingerprint_file(self._place / file)
-                if content is None
-                else hashlib.sha256(content).hexdigest()
-            )
-        except OSError as error:
-            raise self._fault(file, f"cannot be read ({error.strerror})") from None
-        if found != self._sums.get(file):
-            raise self._fault(file, "is damaged")
-        with self._lock:
+            try:
+                found = (
+                    fingerprint_file(self._place / file)
+                    if content is None
+                    else hashlib.sha256(content).hexdigest()
+                )
+            except OSError as error:
+                raise self._fault(file, f"cannot be read ({error.strerror})") from None
+            if found != self._sums.get(file):
+                raise self._fault(file, "is damaged")
             self._checked.add(file)
 
-    def read(self, path: LeafPath, index: tuple[int, ...], first: int, last: int) -> np.ndarray:
+    def read(
+        self,
+        path: LeafPath,
+        index: tuple[int, ...],
+        first: int,
+        last: int,
+        *,
+        room: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Return rows of a leaf: from `first` to before `last` of its axis after those of `index`.
+
+        Args:
+          path: of the leaf.
+          index: of its first axes.
+          first, last: the first row, and the one after the last.
+          room: bytes that they are put in, uint8, if there are enough of them.
 
         Raises:
           AyaError: a file that they are in is damaged.
         """
         leaf = self.leaves[path]
         kind, stacked = leaf.dtype.numpy_dtype, len(index)
-        out = np.empty((last - first, *leaf.shape[stacked + 1 :]), kind)
+        shape = (last - first, *leaf.shape[stacked + 1 :])
+        if room is not None and len(room) < prod(shape) * kind.itemsize:
+            room = None
+        out = array_in(room, shape, kind)
         if out.size:
             layout = _layout(leaf, stacked)
             if layout is None:

@@ -319,14 +319,22 @@ def _read_part(files: Safetensors, tensor: HFTensor, ranges: Sequence[Range]) ->
     return array.transpose(*axes[count:], *axes[:count])
 
 
-def read_entries(files: Safetensors, tensor: HFTensor, start: int, stop: int) -> np.ndarray:
-    """Return entries of a tensor in C order of our layout, [stop - start] in the dtype of the file.
+def read_entries(
+    files: Safetensors, tensor: HFTensor, start: int, stop: int, *, room: np.ndarray | None = None
+) -> np.ndarray:
+    """Return entries of a tensor in C order of `tensor.part`, [stop - start] in the dtype of the file.
+
+    Args:
+      files: that have it.
+      tensor: which it is.
+      start, stop: the first entry, and the one after the last.
+      room: bytes that they may be put in, uint8, at least as many as they have.
 
     Raises:
       AyaError: see `Safetensors.read`.
     """
     if not tensor.transpose:
-        return files.read(tensor.name, [math.prod(tensor.shape)], [(start, stop)])
+        return files.read(tensor.name, [math.prod(tensor.shape)], [(start, stop)], room=room)
     # In the file it is [outputs, inputs]: our rows are columns there.
     outputs = tensor.shape[0]
     first, last = start // outputs, -(-stop // outputs)

@@ -105,6 +105,8 @@ class Safetensors:
         name: str,
         shape: Sequence[int] | None = None,
         ranges: Sequence[Range] | None = None,
+        *,
+        room: np.ndarray | None = None,
     ) -> np.ndarray:
         """Return a tensor, or a part of it; nothing but that part is read.
 
@@ -112,6 +114,7 @@ class Safetensors:
           name: of the tensor.
           shape: any of the same size, which the tensor is seen in; its own if absent.
           ranges: the first index and the one after the last, of each axis of `shape`; all if absent.
+          room: bytes that the part is put in, uint8, at least as many as it has; new ones if absent.
 
         Returns:
           An array in C order, `[stop - start for start, stop in ranges]`, in the tensor's dtype.
@@ -122,7 +125,7 @@ class Safetensors:
         entry = self.tensors[name]
         shape = entry.shape if shape is None else tuple(shape)
         ranges = [(0, size) for size in shape] if ranges is None else ranges
-        out = np.empty([stop - start for start, stop in ranges], entry.dtype)
+        out = array_in(room, [stop - start for start, stop in ranges], entry.dtype)
         if out.size:
             target = memoryview(out.reshape(-1).view(np.uint8))
             done = 0
@@ -143,6 +146,13 @@ class Safetensors:
             if not got:
                 raise AyaError(f"{path}: is truncated; fetch it again")
             done += got
+
+
+def array_in(room: np.ndarray | None, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Return an array in bytes, uint8, that may be more than it needs; in new ones if absent."""
+    if room is None:
+        return np.empty(shape, dtype)
+    return room[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
 
 
 def _runs(shape: Sequence[int], ranges: Sequence[Range]) -> Iterator[Range]:

@@ -109,7 +109,7 @@ def _of_tensor(models: Sequence[Source], base: Source | None, tensor: HFTensor) 
     parts = [
         _of_entries(
             [
-                each.read(tensor.leaf, tensor.index, start, min(start + AT_ONCE, size))
+                each.read(tensor, start, min(start + AT_ONCE, size))
                 for each in (*models, *([base] if base is not None else []))
             ],
             len(models),

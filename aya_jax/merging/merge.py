@@ -16,7 +16,6 @@ from aya_jax.checkpoints.model_directory import (
 from aya_jax.data.files import atomic_write
 from aya_jax.errors import AyaError
 from aya_jax.merging.methods import Settings
-from aya_jax.merging.methods.averages import uniform
 from aya_jax.merging.outputs import Output
 from aya_jax.merging.plan import output_of, plan_of, work_of
 from aya_jax.merging.settings import MergeConfig, merge_config
@@ -147,16 +146,17 @@ def _lineage(config: MergeConfig, work: Work, stage: str) -> dict[str, Any]:
 def average_into(
     directory: Path,
     paths: Sequence[Path],
+    weights: tuple[float, ...],
     config: ModelConfig,
     *,
     lineage: Mapping[str, Any],
 ) -> None:
-    """Fill a folder, but for a tokenizer, with the uniform average of steps of a training.
+    """Fill a folder, but for a tokenizer, with the weighted average of steps of a training.
 
     Raises:
       AyaError: as `merge_into`.
     """
-    settings = Settings(uniform(len(paths)))
+    settings = Settings(weights)
     with ExitStack() as stack:
         models = [stack.enter_context(open_source(path, config)) for path in paths]
         work = work_of(models, None, method="linear", settings=lambda *_: settings)

@@ -26,8 +26,10 @@ from aya_jax.data.files import fingerprint_file, require_space, told_plainly
 from aya_jax.models.architecture import ModelConfig
 from aya_jax.models.names import HFTensor
 
-# A transposed tensor up to this size is written at once, a larger one in columns.
+# A tensor that we keep turned is written at once up to this size; a larger one in parts, and read again for its checksum.
 WHOLE = 256 << 20
+# Bytes that are read again at a time, which the processor's caches hold.
+BUFFER = 1 << 20
 NAME = "params"
 # How TensorStore's files are called that a kill left half written.
 UNFINISHED = ".__lock"
@@ -78,13 +80,20 @@ class Output(ABC):
     def close(self) -> None:
         """Close the files."""
 
+    def is_turned(self, tensor: HFTensor) -> bool:
+        """Whether the rows of a tensor are columns in the file."""
+        return False
+
     @abstractmethod
     def grain(self, tensor: HFTensor) -> int:
         """Return how many entries of a tensor a piece must have, or a multiple; its last may have fewer."""
 
     @abstractmethod
     def write(self, tensor: HFTensor, start: int, piece: np.ndarray) -> None:
-        """Write entries of a tensor from `start` on, [entries] in C order of our layout."""
+        """Write entries of a tensor from `start` on, [entries] in C order of `tensor.part`.
+
+        That is our layout, or the one of `HFTensor.as_filed` where `is_turned`.
+        """
 
     @abstractmethod
     def read(self, tensor: HFTensor, start: int, stop: int) -> np.ndarray:
@@ -169,6 +178,7 @@ class HuggingFace(Output):
     ) -> None:
         super().__init__(directory, leaves, tensors)
         self._written: Safetensors | None = None
+        self._turned = {tensor.name for tensor in tensors if tensor.transpose}
         self._layout = layout_of({t.name: (leaves[t.leaf].dtype, t.shape) for t in tensors})
 
     def config(self, config: ModelConfig, *, reward: bool) -> dict[str, Any]:
@@ -192,13 +202,17 @@ class HuggingFace(Output):
         if self._written is not None:
             self._written.close()
 
+    def is_turned(self, tensor: HFTensor) -> bool:
+        return tensor.name in self._turned
+
     def grain(self, tensor: HFTensor) -> int:
-        itemsize = self.leaves[tensor.leaf].dtype.itemsize
-        if not tensor.transpose:
-            return max(1, min(prod(tensor.shape), CHUNK // itemsize))
-        if prod(tensor.shape) * itemsize <= WHOLE:
-            return prod(tensor.shape)
-        return max(1, CHUNK // (itemsize * tensor.shape[0])) * tensor.shape[0]
+        itemsize, size = self.leaves[tensor.leaf].dtype.itemsize, prod(tensor.shape)
+        # Whole, a tensor can be turned for its checksum.
+        if self.is_turned(tensor) and size * itemsize <= WHOLE:
+            return size
+        if tensor.transpose:
+            return max(1, CHUNK // (itemsize * tensor.shape[0])) * tensor.shape[0]
+        return max(1, min(size, CHUNK // itemsize))
 
     def write(self, tensor: HFTensor, start: int, piece: np.ndarray) -> None:
         name, place = self._layout.places[tensor.name]
@@ -230,9 +244,13 @@ class HuggingFace(Output):
         name, place = self._layout.places[tensor.name]
         size = prod(tensor.shape) * self.leaves[tensor.leaf].dtype.itemsize
         checksum = hashlib.sha256()
-        for start in range(0, size, CHUNK):
-            count = min(CHUNK, size - start)
-            checksum.update(os.pread(self._files[name].fileno(), count, place + start))
+        buffer = memoryview(bytearray(min(size, BUFFER)))
+        while size:
+            got = os.preadv(self._files[name].fileno(), [buffer[: min(size, BUFFER)]], place)
+            if not got:
+                break
+            checksum.update(buffer[:got])
+            size, place = size - got, place + got
         return {tensor.name: checksum.hexdigest()}
 
     def finish(self, sums: Mapping[str, Mapping[str, str]]) -> None:

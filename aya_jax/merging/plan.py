@@ -27,8 +27,8 @@ APART = frozenset(
     {"pad_token_id", "bos_token_id", "eos_token_id", "max_position_embeddings", "initializer_range"}
 )
 FORMS: dict[str, type[Output]] = {"aya": Ours, "hugging_face": HuggingFace}
-# How often a tensor that does not fit in memory is read, about: two or three times to measure it, once to merge it.
-PASSES = 4
+# How often a tensor that memory does not hold is read where the method measures it first.
+PASSES = 2
 # The settings of a tensor by its name, its layer (None outside of them) and how many layers its stack has.
 SettingsOf = Callable[[str, int | None, int], Settings]
 
@@ -167,13 +167,14 @@ def output_of(work: Work, directory: Path, *, form: str = "aya", dtype: Any = No
 def plan_of(work: Work, output: Output) -> Plan:
     """Return what a merge will read, write and need."""
     read = memory = 0
-    for tensor in work.tensors:
+    tensors = [work.read_as(tensor, output) for tensor in work.tensors]
+    for tensor in tensors:
         size = prod(tensor.part) * work.entry_bytes(tensor)
         read += PASSES * size if work.is_apart(tensor) else size
         part = max(each.stop - each.start for each in work.parts(tensor))
         memory = max(memory, part * work.entry_bytes(tensor))
     pieces = max(
-        output.grain(tensor) * output.leaves[tensor.leaf].dtype.itemsize for tensor in work.tensors
+        output.grain(tensor) * output.leaves[tensor.leaf].dtype.itemsize for tensor in tensors
     )
     total = sum(prod(each.part) * work.entry_bytes(each) for each in work.tensors)
     return Plan(

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from aya_jax.merging.methods.kinds import Runs
+from aya_jax.merging.rooms import Rooms
 from aya_jax.merging.sources import Source
 from aya_jax.models.names import HFTensor
 
@@ -17,6 +19,8 @@ AHEAD = 256 << 20
 VOCABULARY = frozenset({("embedding",), ("output",)})
 THREADS = min(4, os.cpu_count() or 1)
 
+# Of one model: entries, and which of them it lacks, if any.
+Found = tuple[np.ndarray, np.ndarray | None]
 # A row of the merged vocabulary as a model numbers it, -1 where it has none; None: as they are.
 Rows = np.ndarray | None
 
@@ -47,13 +51,16 @@ class Reader:
           rows: of each, int [rows of the merged vocabulary]; see `Rows`.
         """
         self._sources, self._rows = sources, rows
+        self._rooms = Rooms()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="read")
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="read ahead")
 
     def __enter__(self) -> "Reader":
         return self
 
     def __exit__(self, *error: object) -> None:
         self._threads.shutdown(cancel_futures=True)
+        self._ahead.shutdown(cancel_futures=True)
 
     def entry_bytes(self, tensor: HFTensor) -> int:
         """Return the bytes that one entry of a tensor takes, of all models."""
@@ -66,21 +73,26 @@ class Reader:
           AyaError: a file is damaged.
         """
         coming = iter(parts)
-        waiting: deque[tuple[int, list[Future[tuple[np.ndarray, np.ndarray | None]]]]] = deque()
+        waiting: deque[tuple[int, list[np.ndarray], list[Future[Found]]]] = deque()
         held, last = 0, next(coming, None)
         while waiting or last is not None:
             while last is not None:
-                size = (last.stop - last.start) * self.entry_bytes(last.tensor)
+                tensor, count = last.tensor, last.stop - last.start
+                size = count * self.entry_bytes(tensor)
                 if len(waiting) > 1 and held + size > AHEAD:
                     break
-                futures = [
-                    self._threads.submit(self._read, source, rows, last)
-                    for source, rows in zip(self._sources, self._rows, strict=True)
+                rooms = [
+                    self._rooms.take(count * source.leaves[tensor.leaf].dtype.itemsize)
+                    for source in self._sources
                 ]
-                waiting.append((size, futures))
+                futures = [
+                    self._threads.submit(self._read, source, rows, last, room)
+                    for source, rows, room in zip(self._sources, self._rows, rooms, strict=True)
+                ]
+                waiting.append((size, rooms, futures))
                 held += size
                 last = next(coming, None)
-            size, futures = waiting[0]
+            size, rooms, futures = waiting[0]
             results = [future.result() for future in futures]
             futures.clear()
             read = Read([entries for entries, _ in results], [absent for _, absent in results])
@@ -90,23 +102,41 @@ class Reader:
             read.entries.clear()
             read.absent.clear()
             waiting.popleft()
+            for room in rooms:
+                self._rooms.give(room)
             held -= size
+
+    def some(self, tensor: HFTensor, runs: Runs) -> Read:
+        """Return what the models have of some runs of entries of a tensor, one after another.
+
+        Raises:
+          AyaError: as `read`.
+        """
+
+        def of_model(source: Source, rows: Rows) -> Found:
+            found = [self._read(source, rows, Part(tensor, *run), None) for run in runs]
+            lacking = [np.zeros(len(e), bool) if a is None else a for e, a in found]
+            absent = np.concatenate(lacking) if any(a is not None for _, a in found) else None
+            return np.concatenate([entries for entries, _ in found]), absent
+
+        results = list(self._threads.map(of_model, self._sources, self._rows))
+        return Read([entries for entries, _ in results], [absent for _, absent in results])
 
     def will_read(self, tensor: HFTensor) -> None:
         """Let the system read a tensor of all models ahead."""
         for source in self._sources:
-            self._threads.submit(source.will_read, tensor)
+            self._ahead.submit(source.will_read, tensor)
 
     @staticmethod
-    def _read(source: Source, rows: Rows, part: Part) -> tuple[np.ndarray, np.ndarray | None]:
+    def _read(source: Source, rows: Rows, part: Part, room: np.ndarray | None) -> Found:
         tensor, start, stop = part
         if rows is None or not of_vocabulary(tensor):
-            return source.read(tensor.leaf, tensor.index, start, stop), None
+            return source.read(tensor, start, stop, room=room), None
         columns = tensor.part[1]
         first, last = start // columns, -(-stop // columns)
         own = rows[first:last]
         cut = slice(start - first * columns, stop - first * columns)
-        entries = source.read_rows(tensor.leaf, own).reshape(-1)[cut]
+        entries = source.read_rows(tensor, own).reshape(-1)[cut]
         absent = np.repeat(own < 0, columns)[cut] if (own < 0).any() else None
         return entries, absent
 

@@ -71,14 +71,19 @@ class Source(ABC):
         return HEAD in self.leaves
 
     def read(
-        self, leaf: LeafPath, index: tuple[int, ...] = (), start: int = 0, stop: int | None = None
+        self,
+        tensor: HFTensor,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        room: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Return entries of a tensor, in C order of our layout.
+        """Return entries of a tensor, in C order of `tensor.part`: of our layout, or that of the file.
 
         Args:
-          leaf: the path of the leaf.
-          index: of its stacked axes (layers, experts): which tensor of it.
+          tensor: one of `tensors`, or as `HFTensor.as_filed` has it where `is_turned`.
           start, stop: the first entry, and the one after the last; all if absent.
+          room: bytes that they may be put in, uint8, at least as many as they have.
 
         Returns:
           [stop - start], in the dtype of the file (of its leaf, or one that it holds).
@@ -86,30 +91,29 @@ class Source(ABC):
         Raises:
           AyaError: a file is damaged, or cannot be read.
         """
-        size = prod(self.leaves[leaf].shape[len(index) :])
-        return self._entries(leaf, index, start, size if stop is None else stop)
+        return self._entries(tensor, start, prod(tensor.part) if stop is None else stop, room)
 
-    def read_rows(self, leaf: LeafPath, rows: np.ndarray) -> np.ndarray:
+    def read_rows(self, tensor: HFTensor, rows: np.ndarray) -> np.ndarray:
         """Return rows of a matrix that is a leaf, [len(rows), columns]; a row of -1 is zeros.
 
         Raises:
           AyaError: as `read`.
         """
-        columns = self.leaves[leaf].shape[1]
-        out = np.zeros((len(rows), columns), self.leaves[leaf].dtype)
+        columns = tensor.part[1]
+        out = np.zeros((len(rows), columns), self.leaves[tensor.leaf].dtype)
         there = np.flatnonzero(rows >= 0)
         # Runs of rows that follow each other: most of a vocabulary is where it was.
         together = (np.diff(there) == 1) & (np.diff(rows[there]) == 1)
         for run in np.split(there, np.flatnonzero(~together) + 1):
             if len(run):
                 row = int(rows[run[0]])
-                entries = self.read(leaf, (), row * columns, (row + len(run)) * columns)
+                entries = self.read(tensor, row * columns, (row + len(run)) * columns)
                 out[run[0] : run[-1] + 1] = entries.reshape(-1, columns)
         return out
 
     @abstractmethod
     def _entries(
-        self, leaf: LeafPath, index: tuple[int, ...], start: int, stop: int
+        self, tensor: HFTensor, start: int, stop: int, room: np.ndarray | None
     ) -> np.ndarray: ...
 
     @abstractmethod
@@ -141,10 +145,12 @@ class _Ours(Source):
         stacked = {tensor.leaf: len(tensor.index) for tensor in self.tensors}
         self.leaves = {leaf: Leaf(*shapes[leaf], stacked[leaf]) for leaf in stacked}
 
-    def _entries(self, leaf: LeafPath, index: tuple[int, ...], start: int, stop: int) -> np.ndarray:
-        row = prod(self.leaves[leaf].shape[len(index) + 1 :])
+    def _entries(
+        self, tensor: HFTensor, start: int, stop: int, room: np.ndarray | None
+    ) -> np.ndarray:
+        row = prod(tensor.part[1:])
         first, last = start // row, -(-stop // row)
-        rows = self._checked.read(leaf, index, first, last)
+        rows = self._checked.read(tensor.leaf, tensor.index, first, last, room=room)
         return rows.reshape(-1)[start - first * row : stop - first * row]
 
     def _ranges(self, tensor: HFTensor) -> Iterable[tuple[Path, int, int]]:
@@ -194,7 +200,6 @@ class _HuggingFace(Source):
             self._files.close()
             raise
         self.tensors = hf_tensors(config, reward=HEAD in members)
-        self._tensors = {(tensor.leaf, tensor.index): tensor for tensor in self.tensors}
         self.leaves = {
             leaf: Leaf(self._dtype(each), leaf_shape(each), len(each[0].index))
             for leaf, each in members.items()
@@ -207,8 +212,10 @@ class _HuggingFace(Source):
         dtypes = {self._files.tensors[tensor.name].dtype for tensor in members}
         return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
-    def _entries(self, leaf: LeafPath, index: tuple[int, ...], start: int, stop: int) -> np.ndarray:
-        return read_entries(self._files, self._tensors[leaf, index], start, stop)
+    def _entries(
+        self, tensor: HFTensor, start: int, stop: int, room: np.ndarray | None
+    ) -> np.ndarray:
+        return read_entries(self._files, tensor, start, stop, room=room)
 
     def is_turned(self, tensor: HFTensor) -> bool:
         return tensor.transpose

@@ -5,7 +5,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from math import prod
+from math import lcm, prod
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from aya_jax.checkpoints.store import leaf_checksum
 from aya_jax.data.files import fingerprint, told_plainly
 from aya_jax.merging.journal import Journal
 from aya_jax.merging.methods import METHODS, Block, Settings, Tensor
+from aya_jax.merging.methods.kinds import Entries, Held, Runs
 from aya_jax.merging.outputs import Output
 from aya_jax.merging.reader import Part, Read, Reader, Rows, of_vocabulary
 from aya_jax.merging.sources import Source
@@ -24,16 +26,14 @@ from aya_jax.models.architecture import ModelConfig
 from aya_jax.models.names import HFTensor
 from aya_jax.sharding.processes import barrier, by_lead, from_all, together
 
-# Bytes of all models in a part of a tensor: little, as memory that the processor has near is filled many times as
-# fast as what the system must first give.
-PART = 32 << 20
+# Bytes of all models in a part of a tensor.
+PART = 64 << 20
 # The same where rows must be turned into columns, and of a tensor up to this size all: files are read in runs.
 TURNED = 768 << 20
 # Bytes of a tensor that the system reads ahead while another one is looked at more than once.
 COMING = 1 << 30
-# Entries that are computed with at once, from a multiple of that number on: what is made on the way stays
-# near the processor, and few programs are compiled.
-AT_ONCE = 1 << 18
+# Entries that are computed with at once, from a multiple of that number on: few programs are compiled.
+AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,28 @@ class Work:
         return tensor.shape[1] * max(1, min(AT_ONCE // tensor.shape[1], tensor.shape[0]))
 
     def parts(self, tensor: HFTensor) -> list[Part]:
-        """Return the parts that a tensor is read in, each a multiple of what the method is given at once."""
+        """Return the parts that a tensor is read in.
+
+        Each is a multiple of what the method is given at once, and of rows of the file where that is not much.
+        """
         size, step = prod(tensor.part), self.at_once(tensor)
         turned = any(source.is_turned(tensor) for source in self.models)
-        step *= max(1, (TURNED if turned else PART) // self.entry_bytes(tensor) // step)
+        most = (TURNED if turned else PART) // self.entry_bytes(tensor)
+        rows = lcm(step, prod(tensor.part[1:]))
+        step = rows if rows <= 2 * most else step
+        step *= max(1, most // step)
         return [Part(tensor, start, min(start + step, size)) for start in range(0, size, step)]
+
+    def read_as(self, tensor: HFTensor, output: Output) -> HFTensor:
+        """Return a tensor with its entries in the order in which they are merged.
+
+        That is the one of our layout; but where all files have the other one and the method does not mind, nothing is
+        turned.
+        """
+        filed = tensor.transpose and not METHODS[self.method].by_place
+        if filed and output.is_turned(tensor) and all(m.is_turned(tensor) for m in self.models):
+            return tensor.as_filed()
+        return tensor
 
     def is_apart(self, tensor: HFTensor) -> bool:
         """Whether a tensor is read more than once: what is in parts, where the method looks at it first."""
@@ -124,7 +141,8 @@ def _merge_into(work: Work, output: Output, journal: Journal, left: set[str]) ->
         Reader(work.models, work.rows) as reader,
         Writer(output, journal, checksums) as writer,
     ):
-        _merge(work, [each for each in work.tensors if each.name in own], reader, writer)
+        mine = [work.read_as(each, output) for each in work.tensors if each.name in own]
+        _merge(work, mine, reader, writer)
     barrier("merge")
     names = {tensor.name for tensor in work.tensors}
     by_lead(lambda: output.finish({name: s for name, s in journal.read().items() if name in names}))
@@ -174,49 +192,60 @@ def _merge(work: Work, tensors: Sequence[HFTensor], reader: Reader, writer: Writ
             if prod(coming.part) * work.entry_bytes(coming) <= COMING:
                 reader.will_read(coming)
         parts = work.parts(tensor)
-        _merge_tensor(work, parts, writer, partial(reader.read, parts))
+        _merge_tensor(work, parts, reader, writer, partial(reader.read, parts))
     rest = [tensor for tensor in tensors if not work.is_apart(tensor)]
     reads = reader.read(part for tensor in rest for part in work.parts(tensor))
     for tensor in rest:
         parts = work.parts(tensor)
-        _merge_tensor(work, parts, writer, lambda: islice(reads, len(parts)))  # noqa: B023
+        _merge_tensor(work, parts, reader, writer, lambda: islice(reads, len(parts)))  # noqa: B023
 
 
 def _merge_tensor(
-    work: Work, parts: Sequence[Part], writer: Writer, read: Callable[[], Iterator[Read]]
+    work: Work,
+    parts: Sequence[Part],
+    reader: Reader,
+    writer: Writer,
+    read: Callable[[], Iterator[Read]],
 ) -> None:
     """Merge a tensor; `read` gives its parts, again each time that it is called."""
     tensor, method = parts[0].tensor, METHODS[work.method]
-    settings, told = (
-        work.settings[tensor.name],
-        Tensor(tensor.name, tensor.shape, tensor.transpose),
-    )
-    step = work.at_once(tensor)
-
-    def blocks() -> Iterator[Block]:
-        for part, each in zip(parts, read(), strict=True):
-            yield from _block(work, settings, part, each).cut(step)
-
-    again = blocks
-    if method.measure is None:
-        measured = None
-    else:
-        if len(parts) == 1:
-            held = list(blocks())
-            again = lambda: iter(held)  # noqa: E731
-        measured = method.measure(settings, told, again)
+    settings = work.settings[tensor.name]
     writer.begin(tensor)
-    dtype = writer.dtype
-    for block in again():
-        merged = method.apply(settings, told, work.seed, measured, block)
-        writer.add(np.asarray(merged.astype(dtype)))
+    told = Tensor(tensor.name, tensor.shape, tensor.transpose, writer.dtype)
+    entries: Entries = _Stored(work, parts, reader, read)
+    measured = None
+    if method.measure is not None:
+        if len(parts) == 1:
+            (held,) = entries.whole()
+            entries = Held(held)
+        measured = method.measure(settings, told, entries)
+    for block in entries.whole():
+        for piece in block.cut(work.at_once(tensor)):
+            writer.add(np.asarray(method.apply(settings, told, work.seed, measured, piece)))
 
 
-def _block(work: Work, settings: Settings, part: Part, read: Read) -> Block:
+class _Stored(NamedTuple):
+    """The entries of a tensor on the disk; see `Entries`."""
+
+    work: Work
+    parts: Sequence[Part]
+    reader: Reader
+    read: Callable[[], Iterator[Read]]
+
+    def whole(self) -> Iterator[Block]:
+        for part, each in zip(self.parts, self.read(), strict=True):
+            yield _block(self.work, part, each)
+
+    def some(self, runs: Runs) -> Block:
+        tensor = self.parts[0].tensor
+        return _block(self.work, Part(tensor, 0, 0), self.reader.some(tensor, runs))
+
+
+def _block(work: Work, part: Part, read: Read) -> Block:
     """Return what a method is given of what was read."""
     entries = read.entries
     if any(absent is not None for absent in read.absent):
-        entries = _filled(work, settings, read)
+        entries = _filled(work, work.settings[part.tensor.name], read)
     models = len(work.sources)
     base = entries[models] if work.base is not None else None
     return Block(tuple(entries[:models]), base, part.start)

@@ -112,6 +112,6 @@ def _tree(source: Source) -> Mapping[str, Any]:
     """Return the parameters of a model, as NumPy arrays."""
     leaves = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in source.leaves.items()}
     for tensor in source.tensors:
-        entries = source.read(tensor.leaf, tensor.index)
+        entries = source.read(tensor)
         leaves[tensor.leaf][tensor.index] = entries.reshape(tensor.part)
     return nested(leaves)

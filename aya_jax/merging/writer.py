@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from aya_jax.checkpoints.safetensors import in_c_order
 from aya_jax.checkpoints.slices import Leaf, LeafPath
 from aya_jax.checkpoints.store import leaf_checksum
 from aya_jax.merging.journal import Journal
 from aya_jax.merging.outputs import Output
+from aya_jax.merging.rooms import Rooms
 from aya_jax.models.names import HFTensor
 
 # Tensors are waited for and noted when so many bytes of them are written: a kill loses no more.
@@ -35,6 +37,7 @@ class Writer:
         self._underway: list[Future[None]] = []
         self._unsealed: list[HFTensor] = []
         self._tensor: HFTensor | None = None
+        self._rooms = Rooms()
 
     def __enter__(self) -> "Writer":
         return self
@@ -55,18 +58,20 @@ class Writer:
     @property
     def dtype(self) -> np.dtype:
         """Of the tensor that comes now."""
-        return self._piece.dtype
+        assert self._tensor is not None
+        return self._output.leaves[self._tensor.leaf].dtype
 
     def begin(self, tensor: HFTensor) -> None:
         """Say which tensor comes now."""
         self._tensor, self._done = tensor, 0
         self._left, self._filled = prod(tensor.part), 0
-        self._piece = self._next_piece()
+        self._next_piece()
 
-    def _next_piece(self) -> np.ndarray:
+    def _next_piece(self) -> None:
         assert self._tensor is not None
         count = min(self._left, self._output.grain(self._tensor))
-        return np.empty(count, self._output.leaves[self._tensor.leaf].dtype)
+        self._room = self._rooms.take(count * self.dtype.itemsize)
+        self._piece = self._room[: count * self.dtype.itemsize].view(self.dtype)
 
     def add(self, entries: np.ndarray) -> None:
         """Take the next entries of the tensor, [number] in the dtype of its leaf.
@@ -82,10 +87,12 @@ class Writer:
             entries = entries[count:]
             if self._filled == len(self._piece):
                 self._left -= self._filled
-                self._do(self._write, self._tensor, self._done, self._piece, self._left == 0)
+                last = self._left == 0
+                self._do(self._write, self._tensor, self._done, self._piece, self._room, last)
                 self._done += self._filled
                 self._filled = 0
-                self._piece = self._next_piece()
+                if not last:
+                    self._next_piece()
 
     def _do(self, work: Any, *arguments: Any) -> None:
         self._wait(UNDERWAY - 1)
@@ -95,9 +102,12 @@ class Writer:
         while len(self._underway) > left:
             self._underway.pop(0).result()
 
-    def _write(self, tensor: HFTensor, start: int, piece: np.ndarray, last: bool) -> None:
+    def _write(
+        self, tensor: HFTensor, start: int, piece: np.ndarray, room: np.ndarray, last: bool
+    ) -> None:
         self._output.write(tensor, start, piece)
         self.checksums.add(tensor, start, piece)
+        self._rooms.give(room)
         if last:
             self._unsealed.append(tensor)
             leaves = self._output.leaves
@@ -121,16 +131,21 @@ class LeafChecksums:
         self._next: dict[LeafPath, list[tuple[str, int]]] = {path: [] for path in leaves}
         for tensor in sorted(tensors, key=lambda tensor: tensor.index, reverse=True):
             self._next[tensor.leaf].append((tensor.name, 0))
-        self._sizes = {tensor.name: prod(tensor.part) for tensor in tensors}
+        self._tensors = {tensor.name: tensor for tensor in tensors}
 
     def add(self, tensor: HFTensor, start: int, entries: np.ndarray) -> None:
-        """Take entries of a tensor, [number] from `start` on."""
-        coming = self._next[tensor.leaf]
+        """Take entries of a tensor, [number] from `start` on in C order of `tensor.part`."""
+        coming, own = self._next[tensor.leaf], self._tensors[tensor.name]
+        if tensor.part != own.part:
+            if len(entries) < prod(own.part):
+                return
+            filed = entries.view(f"u{entries.itemsize}").reshape(own.shape)
+            entries = in_c_order(filed.T).reshape(-1)
         if coming and coming[-1] == (tensor.name, start):
             self._sums[tensor.leaf].update(entries.view(np.uint8))
             end = start + len(entries)
             coming.pop()
-            if end < self._sizes[tensor.name]:
+            if end < prod(own.part):
                 coming.append((tensor.name, end))
 
     def known(self) -> dict[str, str]:

@@ -208,21 +208,23 @@ def _merged(base: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Ar
     return jax.lax.map(layer, (base, a, b))
 
 
-def average(lora: LoRA, adapters: Sequence[Params]) -> tuple[LoRA, Params]:
-    """Return the adapters whose product is the mean of all products, and what they are under.
+def average(
+    lora: LoRA, adapters: Sequence[Params], weights: Sequence[float]
+) -> tuple[LoRA, Params]:
+    """Return the adapters whose product is the weighted mean of all products, and what they are under.
 
     The mean of several factors' products is not the product of their means; it is that of the factors
-    set side by side, so its rank is the sum of the ranks.
+    set side by side, so its rank is the sum of the ranks. The weights sum to one.
     """
     count = len(adapters)
 
     def at(parts: Sequence[Any]) -> Any:
         if not isinstance(parts[0], dict):
-            return sum(jnp.asarray(part) for part in parts) / count
+            return sum(w * jnp.asarray(part) for w, part in zip(weights, parts, strict=True))
         if parts[0].keys() == {"a", "b"}:
             a = jnp.concatenate([part["a"] for part in parts], axis=-1)
-            b = jnp.concatenate([part["b"] for part in parts], axis=1)
-            return {"a": a, "b": b / count}
+            scaled = [w * part["b"] for w, part in zip(weights, parts, strict=True)]
+            return {"a": a, "b": jnp.concatenate(scaled, axis=1)}
         return {name: at([part[name] for part in parts]) for name in parts[0]}
 
     if count == 1:

@@ -5,7 +5,7 @@ Source: the published checkpoints of each family, and transformers' `modeling_<m
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,6 +33,10 @@ class HFTensor:
     index: tuple[int, ...]
     part: tuple[int, ...]
     transpose: bool
+
+    def as_filed(self) -> "HFTensor":
+        """Return it with the entries in the order of the file, as if we kept them so."""
+        return replace(self, part=self.shape, transpose=False)
 
     def to_leaf(self, array: np.ndarray) -> np.ndarray:
         """Return the slice of the leaf, of shape `part`, that a tensor of `shape` is."""

@@ -16,6 +16,7 @@ from aya_jax.data.files import fingerprint
 from aya_jax.data.records import Record, languages_of
 from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.merging.merge import average_into
+from aya_jax.merging.methods.averages import running
 from aya_jax.metrics import HISTORY, MetricWriter, read_rows
 from aya_jax.model import Model
 from aya_jax.models.decoder import Params
@@ -72,11 +73,11 @@ def fit(
 ) -> dict[str, Any]:
     """Train, and turn the work folder into a model directory; return the last step's figures.
 
-    The model is the uniform average of the last `merge_checkpoints.last` checkpoints. With LoRA that is
+    The model is the average of the last checkpoints that `merge_checkpoints` asks for. With LoRA that is
     the average of what was learnt, merged into `start`, and the folder `adapter` has it in PEFT's
     format.
     """
-    last = merge_checkpoints()
+    last, decay = merge_checkpoints()
     work.directory.mkdir(parents=True, exist_ok=True)
     with closing(TrainStore(work.directory / "checkpoints", keep=max(2, last))) as store:
         # `lineage.json` comes last: an attempt that was killed after it has left the model whole, and
@@ -94,6 +95,7 @@ def fit(
                 reference=reference,
             )
             averaged = store.steps()[-last:]
+            weights = running(len(averaged), decay)
             lineage = {
                 "stage": work.stage,
                 "kind": "train",
@@ -103,14 +105,18 @@ def fit(
                 "examples": len(data),
                 "checkpoints": averaged,
             }
+            if decay is not None:
+                lineage["decay"] = decay
             by_lead(lambda: tokenizer.save(work.directory))
             config = objective.config.to_hf(reward=objective.reward_head)
             if lora is None:
                 paths = [store.path(step) for step in averaged]
-                average_into(work.directory, paths, objective.config, lineage=lineage)
+                average_into(work.directory, paths, weights, objective.config, lineage=lineage)
             else:
                 lineage["lora"] = asdict(lora)
-                whole, adapters = average(lora, [store.load_params(step) for step in averaged])
+                whole, adapters = average(
+                    lora, [store.load_params(step) for step in averaged], weights
+                )
                 folder = work.directory / "adapter"
                 by_lead(lambda: save_adapters(folder, objective.config, whole, adapters))
                 params = merge(whole, start, adapters)

@@ -31,15 +31,23 @@ def lengths(*, max_length: int = 1024, multiple: int = 64) -> tuple[int, int]:
 
 
 @gin.configurable
-def merge_checkpoints(*, last: int = 1) -> int:
-    """Return how many of a run's last checkpoints its model is the uniform average of.
+def merge_checkpoints(*, last: int = 1, decay: float | None = None) -> tuple[int, float | None]:
+    """Return what running average of its last checkpoints a run's model is: `last` and `decay`.
+
+    Args:
+      last: how many.
+      decay: of an exponential moving average over them, above 0 and below 1; a plain mean if absent.
 
     Raises:
-      AyaError: `last` is below 1.
+      AyaError: they are out of range.
     """
     if last < 1:
         raise AyaError(f"merge_checkpoints.last is {last}; it must be at least 1")
-    return last
+    if decay is not None and not 0.0 < decay < 1.0:
+        raise AyaError(
+            f"merge_checkpoints.decay is {decay}; it must be above 0 and below 1, or None"
+        )
+    return last, decay
 
 
 @gin.configurable

@@ -422,6 +422,7 @@ def test_a_gin_file_with_a_mistake(aya, shelf, tmp_path, content, words):
         ("train.accumulate = 3", "must be a positive multiple of train.accumulate"),
         ("train.schedule = 'cosin'", "did you mean 'cosine'?"),
         ("merge_checkpoints.last = 0", "must be at least 1"),
+        ("merge_checkpoints.decay = 1.0", "must be above 0 and below 1"),
     ],
 )
 def test_a_setting_that_makes_no_sense(aya, shelf, tmp_path, binding, words):

@@ -71,6 +71,7 @@ def test_dpo_and_reward(aya, shelf, tmp_path):
         *LORA,
         "lora.base_dtype = 'int8'",
         "merge_checkpoints.last = 2",
+        "merge_checkpoints.decay = 0.25",
         "train.checkpoint_every = 2",
     )
     made = {verb: tmp_path / verb for verb in ("dpo", "reward")}
@@ -81,7 +82,8 @@ def test_dpo_and_reward(aya, shelf, tmp_path):
         assert status == 0, error
     # The mean of two checkpoints is an adapter of twice the rank.
     assert assert_adapted(shelf, made["dpo"], changed=MATRICES).rank == 4
-    assert load_lineage(made["dpo"])["checkpoints"] == [2, 3]
+    lineage = load_lineage(made["dpo"])
+    assert (lineage["checkpoints"], lineage["decay"]) == ([2, 3], 0.25)
     assert assert_adapted(shelf, made["reward"], changed={*MATRICES, "score"}).rank == 4
     assert leaves(made["reward"])["score"].any()
     # Trained on, as any reward model.

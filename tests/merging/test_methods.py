@@ -22,8 +22,8 @@ from aya_jax.merging.methods import (
     ranks,
     require_settings,
 )
-from aya_jax.merging.methods.averages import exponential
-from aya_jax.merging.methods.averages import uniform as uniform_average
+from aya_jax.merging.methods.averages import running as running_average
+from aya_jax.merging.methods.kinds import Held
 from aya_jax.models.architecture import hf_tensors, read_config
 
 GOLDENS = Path(__file__).with_name("goldens")
@@ -176,13 +176,13 @@ def test_the_karcher_mean_of_two_is_slerp():
 
 
 def test_averages_of_checkpoints_are_running_ones():
-    average = uniform_average(5)
+    average = running_average(5)
     assert sum(average) == pytest.approx(1) and set(average) == {0.2}
     points, decay = RNG.standard_normal(6), 0.8
     running = points[0]
     for point in points[1:]:
         running = decay * running + (1 - decay) * point
-    assert np.dot(exponential(6, decay), points) == pytest.approx(running)
+    assert np.dot(running_average(6, decay), points) == pytest.approx(running)
 
 
 # What is drawn.
@@ -297,8 +297,8 @@ def test_a_weight_of_zero_leaves_a_model_out_whatever_is_in_it():
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_made_does_not_depend_on_the_cut(method, monkeypatch):
     """Whole, in rows and in pieces that fit nothing, with bfloat16's many equal differences."""
-    for module, name in ((ranks, "PIECE"), (differences, "AT_ONCE")):
-        monkeypatch.setattr(module, name, 210)
+    for name, size in (("PIECE", 210), ("RUNS", 5), ("RUN", 10)):
+        monkeypatch.setattr(ranks, name, size)
     how = METHODS[method]
     rows, columns = 40, 30
     rng = np.random.default_rng(3)
@@ -313,11 +313,9 @@ def test_what_is_made_does_not_depend_on_the_cut(method, monkeypatch):
     flat = None if how.needs_base is False else base.reshape(-1)
 
     def by(size):
-        def blocks():
-            yield from Block(tuple(models), flat).cut(size)
-
-        measured = how.measure(chosen, tensor, blocks) if how.measure else None
-        parts = [how.apply(chosen, tensor, 5, measured, block) for block in blocks()]
+        held = Held(Block(tuple(models), flat), size)
+        measured = how.measure(chosen, tensor, held) if how.measure else None
+        parts = [how.apply(chosen, tensor, 5, measured, block) for block in held.whole()]
         return np.concatenate([np.asarray(part) for part in parts])
 
     whole = by(rows * columns)
@@ -325,27 +323,40 @@ def test_what_is_made_does_not_depend_on_the_cut(method, monkeypatch):
         assert by(size).tobytes() == whole.tobytes(), size
 
 
-@pytest.mark.parametrize("sample", [1, 7, 1 << 17])
-def test_the_largest_are_those_of_a_sort_and_of_equal_ones_the_first(sample, monkeypatch):
-    monkeypatch.setattr(ranks, "SAMPLE", sample)
-    monkeypatch.setattr(ranks, "PIECE", 64)
+@pytest.mark.parametrize(("runs", "run"), [(1, 1), (7, 3), (50, 10), (256, 512)])
+def test_the_magnitude_of_a_rank_is_the_one_of_a_sort(runs, run, monkeypatch):
+    """However little or misleading the sample is."""
+    for name, size in (("PIECE", 64), ("RUNS", runs), ("RUN", run)):
+        monkeypatch.setattr(ranks, name, size)
     rng = np.random.default_rng(1)
     size = 1000
     for values in (
         rng.standard_normal(size),
+        rng.standard_normal(size) * np.repeat([1e-6, 1.0, 1e6, 1e-3], size // 4),
         rng.integers(-3, 4, size),
         np.zeros(size),
         np.r_[np.zeros(900), np.full(100, 2.0)],
+        np.r_[np.full(500, np.inf), np.arange(500)],
     ):
         model = values.astype(np.float32)
-        base = np.zeros(size, np.float32)
-        order = np.argsort(-np.abs(model), kind="stable")
-        bits = np.abs(model).view(np.uint32)
-        wanted = [0, 1, 137, 500, 999, 1000]
-        found = ranks.tops(size, [wanted], lambda: Block((model,), base).cut(300))  # noqa: B023
-        for rank, top in zip(wanted, found[0], strict=True):
-            kept = (bits > top.bits) | ((bits == top.bits) & (np.arange(size) <= top.last))
-            np.testing.assert_array_equal(np.flatnonzero(kept), np.sort(order[:rank]))
+        entries = Held(Block((model, -2 * model), np.zeros(size, np.float32)), 300)
+        wanted = [1, 2, 137, 500, 501, 999, 1000]
+        found = ranks.magnitudes(size, [wanted, wanted[2:4]], entries)
+        for factor, each in ((1, found[0]), (2, found[1])):
+            order = np.sort(np.abs(np.float32(factor) * model))[::-1]
+            at = wanted if factor == 1 else wanted[2:4]
+            expected = [int(order[rank - 1].view(np.uint32)) for rank in at]
+            assert each == expected
+
+
+def test_entries_of_equal_size_stay_together():
+    """As in the code of the TIES paper, which keeps what is not below the magnitude of the rank."""
+    base = np.zeros(SHAPE, np.float32)
+    steps = np.where(np.arange(base.size).reshape(SHAPE) % 3, 1.0, -2.0).astype(np.float32)
+    found = merged("ties", [steps], base, weights=(1.0,), density=(0.5,))
+    np.testing.assert_array_equal(found, steps)
+    found = merged("ties", [steps], base, weights=(1.0,), density=(0.3,))
+    np.testing.assert_array_equal(found, np.where(steps == -2.0, steps, 0.0))
 
 
 # What is refused.

@@ -36,19 +36,27 @@ def test_any_part_of_any_tensor_is_what_the_parameters_have(made):
                 leaf = leaf[key]
             assert source.leaves[tensor.leaf].shape == leaf.shape
             flat = leaf[tensor.index].reshape(-1)
-            whole = source.read(tensor.leaf, tensor.index)
+            whole = source.read(tensor)
             assert whole.tobytes() == flat.tobytes()
             for _ in range(3):
                 start, stop = sorted(rng.integers(0, flat.size + 1, 2).tolist())
-                part = source.read(tensor.leaf, tensor.index, start, stop)
+                part = source.read(tensor, start, stop)
                 assert part.tobytes() == flat[start:stop].tobytes()
+                room = np.empty(2 * flat.size + 1, np.uint8)
+                part = source.read(tensor, start, stop, room=room)
+                assert part.tobytes() == flat[start:stop].tobytes()
+            if source.is_turned(tensor):
+                filed = source.read(tensor.as_filed(), 1, flat.size)
+                turned = tensor.from_leaf(leaf[tensor.index]).reshape(-1)
+                assert filed.tobytes() == turned[1:].tobytes()
 
 
 def test_rows_are_taken_by_their_numbers(made):
     path, config, params = made
     rows = np.array([3, 4, 5, -1, 0, 49, 7, 7, -1])
     with open_source(path, config) as source:
-        found = source.read_rows(("embedding",), rows)
+        (embedding,) = (t for t in source.tensors if t.leaf == ("embedding",))
+        found = source.read_rows(embedding, rows)
     expected = np.where(rows[:, None] < 0, 0, params["embedding"][rows])
     assert found.dtype == jnp.bfloat16
     np.testing.assert_array_equal(found, expected.astype(found.dtype))
@@ -67,13 +75,13 @@ def test_a_damaged_file_is_named_when_it_is_read(tiny, tmp_path, monkeypatch):
     damaged(path, "params/layers.block.gate/1.2.0")
     with open_source(path) as source:
         rows = 600 // (4 * 40)
-        leaf, row = ("layers", "block", "gate"), 40
-        source.read(leaf, (1,), 0, 2 * rows * row)
-        source.read(leaf, (0,))
+        row, gates = 40, [t for t in source.tensors if t.leaf == ("layers", "block", "gate")]
+        source.read(gates[1], 0, 2 * rows * row)
+        source.read(gates[0])
         # Whole, a part of it, and what reaches into it.
         for start, stop in ((2, 3), (2.5, 2.6), (0, 2.1)):
             with pytest.raises(AyaError, match=r"gate/1\.2\.0: is damaged; restore the checkpoint"):
-                source.read(leaf, (1,), int(start * rows * row), int(stop * rows * row))
+                source.read(gates[1], int(start * rows * row), int(stop * rows * row))
     (path / "params/layers.block.gate/1.2.0").unlink()
     with pytest.raises(AyaError, match=r"gate/1\.2\.0: is missing; restore the checkpoint"):
         open_source(path)

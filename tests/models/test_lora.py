@@ -265,16 +265,19 @@ def test_the_average_of_adapters_is_that_of_the_merged_models(llama, use_rslora)
     config, params = llama
     lora = lora_for(config, use_rslora=use_rslora)
     three = [random_adapters(lora, params, seed) for seed in range(3)]
-    whole, adapters = average(lora, three)
+    weights = (0.5, 0.2, 0.3)
+    whole, adapters = average(lora, three, weights)
     assert (whole.rank, whole.use_rslora) == (9, use_rslora)
     models = [merge(lora, params, each) for each in three]
-    mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *models)
+    mean = jax.tree.map(
+        lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves, strict=True)), *models
+    )
     jax.tree.map(
         lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-5),
         merge(whole, params, adapters),
         mean,
     )
-    assert average(lora, three[:1]) == (lora, three[0])
+    assert average(lora, three[:1], (1.0,)) == (lora, three[0])
 
 
 def test_a_reward_head_is_trained_whole(llama):

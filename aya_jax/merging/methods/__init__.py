@@ -1,7 +1,7 @@
 """Merge methods: pure functions of one tensor of each model, in float32."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from aya_jax.errors import AyaError, nearest
 from aya_jax.merging.methods import combine
 from aya_jax.merging.methods import differences as kept
-from aya_jax.merging.methods.kinds import Block, Method, Settings, Tensor
+from aya_jax.merging.methods.kinds import Block, Held, Method, Settings, Tensor
 
 
 def _task(**rest: Any) -> Method:
@@ -20,18 +20,20 @@ def _task(**rest: Any) -> Method:
     return Method(needs_base=True, **{"options": options, **rest})
 
 
-def _sparse(stays: kept.Kept, *more: str, elect: bool, by_row: bool = False, **rest: Any) -> Method:
+def _sparse(stays: kept.Kept, *more: str, elect: bool, **rest: Any) -> Method:
     options = frozenset({"density", "scale", "normalize", *more})
-    apply = partial(kept.differences, kept=stays, elect=elect, by_row=by_row)
-    return _task(apply=apply, options=options, by_row=by_row, **rest)
+    apply = partial(kept.differences, kept=stays, elect=elect)
+    return _task(apply=apply, options=options, by_place="rescale" in options, **rest)
 
 
-_SPHERICAL: dict[str, Any] = {"measure": combine.inner_products, "sums_to_one": True}
+# Sums are the same to the last bit only in one order.
+_PRODUCTS: dict[str, Any] = {"measure": combine.inner_products, "by_place": True}
+_SPHERICAL: dict[str, Any] = {**_PRODUCTS, "sums_to_one": True}
 
 METHODS: dict[str, Method] = {
     "linear": Method(combine.linear, sums_to_one=True, options=frozenset({"normalize"})),
     "slerp": Method(combine.slerp, models=(2, 2), **_SPHERICAL),
-    "nuslerp": Method(combine.nuslerp, combine.inner_products, needs_base=None, models=(2, 2)),
+    "nuslerp": Method(combine.nuslerp, needs_base=None, models=(2, 2), **_PRODUCTS),
     "karcher": Method(combine.karcher, options=frozenset({"max_iter", "tol"}), **_SPHERICAL),
     "task_arithmetic": _task(apply=combine.task_arithmetic),
     "ties": _sparse(kept.by_rank, measure=kept.largest, elect=True, normalize=True),
@@ -43,9 +45,7 @@ METHODS: dict[str, Method] = {
     ),
     "breadcrumbs": _sparse(kept.by_rank, "gamma", measure=kept.middling, elect=False),
     "breadcrumbs_ties": _sparse(kept.by_rank, "gamma", measure=kept.middling, elect=True),
-    "model_stock": Method(
-        combine.model_stock, combine.inner_products, needs_base=True, models=(2, None)
-    ),
+    "model_stock": Method(combine.model_stock, needs_base=True, models=(2, None), **_PRODUCTS),
 }
 
 
@@ -121,8 +121,5 @@ def merge_tensor(
         None if base is None else np.asarray(base).reshape(-1),
     )
 
-    def blocks() -> Iterator[Block]:
-        yield whole
-
-    measured = method.measure(settings, tensor, blocks) if method.measure else None
+    measured = method.measure(settings, tensor, Held(whole)) if method.measure else None
     return jnp.reshape(method.apply(settings, tensor, seed, measured, whole), shape)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aya_jax.merging.methods.kinds import Block, Blocks, Settings, Tensor
+from aya_jax.merging.methods.kinds import Block, Entries, Settings, Tensor
 
 # Above this cosine two tensors are nearly parallel and SLERP is linear interpolation, as in mergekit.
 PARALLEL = 0.9995
@@ -29,7 +29,7 @@ def linear(s: Settings, tensor: Tensor, seed: int, measured: None, block: Block)
     The order of the models does not matter, to the last bit. A mean (no weight below 0, their sum 1) is never
     outside of what is averaged: equal models are themselves.
     """
-    return combined(shares(s), None, block)
+    return combined(shares(s), None, tensor, block)
 
 
 def shares(s: Settings) -> tuple[float, ...]:
@@ -44,10 +44,10 @@ def task_arithmetic(
     s: Settings, tensor: Tensor, seed: int, measured: None, block: Block
 ) -> jax.Array:
     """`base + lambda sum_i w_i (theta_i - base)` (arXiv 2212.04089, section 2)."""
-    return combined(tuple(s.scale * weight for weight in shares(s)), 1.0, block)
+    return combined(tuple(s.scale * weight for weight in shares(s)), 1.0, tensor, block)
 
 
-def inner_products(s: Settings, tensor: Tensor, blocks: Blocks) -> np.ndarray:
+def inner_products(s: Settings, tensor: Tensor, entries: Entries) -> np.ndarray:
     """Return float64 [M, M]: the inner products of the models' tensors, or of their differences from a base."""
     parts: dict[tuple[int, int], list[float]] = {}
     # What is left of a segment until the next block goes on with it.
@@ -58,7 +58,7 @@ def inner_products(s: Settings, tensor: Tensor, blocks: Blocks) -> np.ndarray:
             for j, b in enumerate(segment[: i + 1]):
                 parts.setdefault((i, j), []).append(float(np.einsum("i,i->", a, b)))
 
-    for block in blocks():
+    for block in entries.whole():
         for piece in block.cut(SEGMENT):
             values = [leaf.astype(np.float64) for leaf in piece.leaves]
             if piece.base is not None:
@@ -101,7 +101,7 @@ def between(
 
 def slerp(s: Settings, tensor: Tensor, seed: int, products: np.ndarray, block: Block) -> jax.Array:
     """Spherical interpolation of two tensors of weights (1 - t, t); see `between`."""
-    return combined(between(0, 1, shares(s)[1], products, parallel=PARALLEL), None, block)
+    return combined(between(0, 1, shares(s)[1], products, parallel=PARALLEL), None, tensor, block)
 
 
 def nuslerp(
@@ -114,7 +114,7 @@ def nuslerp(
     total = math.fsum(s.weights)
     t = 0.5 if abs(total) < 1e-6 else s.weights[1] / total
     coefficients = between(0, 1, t, products, parallel=math.sqrt(1.0 - ZERO**2))
-    return combined(coefficients, None if block.base is None else 1.0, block)
+    return combined(coefficients, None if block.base is None else 1.0, tensor, block)
 
 
 def karcher(
@@ -129,7 +129,7 @@ def karcher(
     there = norms > s.tol
     weights = np.asarray(shares(s))
     if not there.any():
-        return combined(shares(s), None, block)
+        return combined(shares(s), None, tensor, block)
     cosines = products / np.maximum(np.outer(norms, norms), np.finfo(float).tiny)
     alphas = np.where(there, weights, 0.0)
     alphas = alphas / alphas.sum()
@@ -152,9 +152,8 @@ def karcher(
         mean = math.cos(size) * mean + math.sin(size) / size * tangent
         mean = mean / length(mean)
     size = float(weights @ norms)
-    return combined(
-        tuple((size * mean / np.where(there, norms, 1.0) * there).tolist()), None, block
-    )
+    coefficients = tuple((size * mean / np.where(there, norms, 1.0) * there).tolist())
+    return combined(coefficients, None, tensor, block)
 
 
 def model_stock(
@@ -175,16 +174,22 @@ def model_stock(
     divisor = 1.0 + (count - 1) * cosine
     # Where the models pull in opposite directions there is no estimate, and the base stays.
     t = 0.0 if abs(divisor) < 1e-6 else count * cosine / divisor
-    return combined((t / count,) * count, 1.0, block)
+    return combined((t / count,) * count, 1.0, tensor, block)
 
 
-def combined(coefficients: tuple[float, ...], base: float | None, block: Block) -> jax.Array:
-    """Return float32 [n]: the sum of the models' entries by their coefficients, or of their differences from a base.
+def combined(
+    coefficients: tuple[float, ...], base: float | None, tensor: Tensor, block: Block
+) -> jax.Array:
+    """Return the sum of the models' entries by their coefficients, or of their differences from a base.
 
     Args:
       coefficients: one a model; one of 0 leaves its model out, whatever its entries are.
       base: None, or 1 where what is summed is differences, and the base comes on top.
+      tensor: which it is.
       block: the entries.
+
+    Returns:
+      [n] in `tensor.dtype`, rounded once.
     """
     mean = min(coefficients) >= 0.0 and is_one(math.fsum(coefficients))
     kept = [(c, leaf) for c, leaf in zip(coefficients, block.leaves, strict=True) if c != 0.0]
@@ -192,12 +197,12 @@ def combined(coefficients: tuple[float, ...], base: float | None, block: Block) 
     leaves = tuple(leaf for _, leaf in kept)
     if base is None:
         if not kept:
-            return jnp.zeros(len(block.leaves[0]), jnp.float32)
+            return jnp.zeros(len(block.leaves[0]), tensor.dtype)
         if coefficients.count(0.0) == len(coefficients) - 1 and numbers[0] == 1.0:
-            return jnp.asarray(leaves[0], jnp.float32)
-        return _weighted(numbers, leaves, mean=mean)
+            return jnp.asarray(leaves[0], tensor.dtype)
+        return _weighted(numbers, leaves, mean=mean, dtype=tensor.dtype)
     assert block.base is not None
-    return _differences(numbers, leaves, block.base, mean=mean)
+    return _differences(numbers, leaves, block.base, mean=mean, dtype=tensor.dtype)
 
 
 def is_one(total: float) -> bool:
@@ -205,13 +210,13 @@ def is_one(total: float) -> bool:
     return abs(total - 1.0) <= ROUNDING
 
 
-@partial(jax.jit, static_argnames="mean")
+@partial(jax.jit, static_argnames=("mean", "dtype"))
 def _weighted(
-    numbers: tuple[jax.Array, ...], leaves: tuple[jax.Array, ...], *, mean: bool
+    numbers: tuple[jax.Array, ...], leaves: tuple[jax.Array, ...], *, mean: bool, dtype: np.dtype
 ) -> jax.Array:
     values = [leaf.astype(jnp.float32) for leaf in leaves]
     total = _in_one_order([number * value for number, value in zip(numbers, values, strict=True)])
-    return within(total, values) if mean else total
+    return (within(total, values) if mean else total).astype(dtype)
 
 
 def within(total: jax.Array, values: Sequence[jax.Array]) -> jax.Array:
@@ -235,18 +240,19 @@ def _in_one_order(terms: list[jax.Array]) -> jax.Array:
     return total
 
 
-@partial(jax.jit, static_argnames="mean")
+@partial(jax.jit, static_argnames=("mean", "dtype"))
 def _differences(
     numbers: tuple[jax.Array, ...],
     leaves: tuple[jax.Array, ...],
     base: jax.Array,
     *,
     mean: bool,
+    dtype: np.dtype,
 ) -> jax.Array:
     start = base.astype(jnp.float32)
     if not leaves:
-        return start
+        return start.astype(dtype)
     values = [leaf.astype(jnp.float32) for leaf in leaves]
     terms = [number * (value - start) for number, value in zip(numbers, values, strict=True)]
     total = start + _in_one_order(terms)
-    return within(total, values) if mean else total
+    return (within(total, values) if mean else total).astype(dtype)

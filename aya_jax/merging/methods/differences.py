@@ -18,18 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from aya_jax.merging.methods.combine import ZERO, is_one, within
-from aya_jax.merging.methods.kinds import Block, Blocks, Settings, Tensor
-from aya_jax.merging.methods.ranks import Top, tops
+from aya_jax.merging.methods.kinds import Block, Entries, Settings, Tensor
+from aya_jax.merging.methods.ranks import HIGHEST, LOWEST, magnitudes
 
 # Numbers are drawn for so many entries at once, from a multiple of that number on.
 DRAWN = 1 << 16
-# How many entries are merged at once: what is made on the way stays near the processor.
-AT_ONCE = 1 << 20
 # Entries of rows that are ranked at once.
 RANKED = 1 << 17
 
-# Of one model: which of its entries stay, as an interval of ranks: those of the second, without those of the first.
-Interval = tuple[Top, Top]
+# Of one model: the least and the greatest magnitude of the entries that stay, as the bits of float32.
+Interval = tuple[int, int]
+NONE: Interval = (HIGHEST, LOWEST)
 Kept = Callable[[Settings, Tensor, int, Any, Block], tuple[Any, ...]]
 
 
@@ -42,9 +41,8 @@ def differences(
     *,
     kept: Kept,
     elect: bool,
-    by_row: bool = False,
 ) -> jax.Array:
-    """Return float32 [n]: `base + lambda m`, with m what the models' kept differences are merged into.
+    """Return `base + lambda m`, with m what the models' kept differences are merged into, [n] in `tensor.dtype`.
 
     Without election `m = sum_i w_i d_i`, with `normalize` over `sum_i w_i`. With it (TIES, arXiv 2306.01708,
     algorithm 1) each entry's sign is that of `sum_i w_i d_i`, and m the sum of the `w_i d_i` of that sign, with
@@ -58,29 +56,19 @@ def differences(
     # A weight of 0 leaves its model out, whatever its entries are.
     there = [i for i, weight in enumerate(s.weights) if weight != 0.0]
     if not there:
-        return jnp.asarray(block.base, jnp.float32)
-    weights = tuple(np.float32(s.weights[i]) for i in there)
-    size = AT_ONCE
-    if by_row:
-        columns = tensor.shape[-1]
-        size = math.prod(tensor.shape) if tensor.transpose else max(1, size // columns) * columns
-    parts = []
-    for piece in block.cut(size):
-        stays = kept(s, tensor, seed, measured, piece)
-        parts.append(
-            _merged(
-                tuple(piece.leaves[i] for i in there),
-                piece.base,
-                tuple(stays[i] for i in there),
-                weights,
-                np.float32(s.scale),
-                np.uint32(piece.start),
-                elect=elect,
-                normalize=s.normalize,
-                mean=mean,
-            )
-        )
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+        return jnp.asarray(block.base, tensor.dtype)
+    stays = kept(s, tensor, seed, measured, block)
+    return _merged(
+        tuple(block.leaves[i] for i in there),
+        block.base,
+        tuple(stays[i] for i in there),
+        tuple(np.float32(s.weights[i]) for i in there),
+        np.float32(s.scale),
+        elect=elect,
+        normalize=s.normalize,
+        mean=mean,
+        dtype=tensor.dtype,
+    )
 
 
 def _is_mean(s: Settings, *, elect: bool) -> bool:
@@ -91,29 +79,28 @@ def _is_mean(s: Settings, *, elect: bool) -> bool:
     return min(s.weights) >= 0.0 and is_one(s.scale * total)
 
 
-@partial(jax.jit, static_argnames=("elect", "normalize", "mean"))
+@partial(jax.jit, static_argnames=("elect", "normalize", "mean", "dtype"))
 def _merged(
     leaves: tuple[jax.Array, ...],
     base: jax.Array,
     stays: tuple[Any, ...],
     weights: tuple[jax.Array, ...],
     scale: jax.Array,
-    start: jax.Array,
     *,
     elect: bool,
     normalize: bool,
     mean: bool,
+    dtype: np.dtype,
 ) -> jax.Array:
     origin = base.astype(jnp.float32)
-    places = start + jnp.arange(len(origin), dtype=jnp.uint32)
     values = [leaf.astype(jnp.float32) for leaf in leaves]
     terms = []
     for value, stay, weight in zip(values, stays, weights, strict=True):
         delta = value - origin
         if isinstance(stay, tuple):
             bits = jax.lax.bitcast_convert_type(jnp.abs(delta), jnp.uint32)
-            before, upto = (_belongs(bits, places, *top) for top in stay)
-            delta = jnp.where(upto & ~before, delta, 0.0)
+            least, most = stay
+            delta = jnp.where((least <= bits) & (bits <= most), delta, 0.0)
         else:
             delta = delta * stay
         terms.append(weight * delta)
@@ -133,57 +120,64 @@ def _merged(
     if normalize:
         mixed = mixed / jnp.where(small, 1.0, divisor)
     merged = origin + scale * mixed
-    if not mean:
-        return merged
-    return within(
-        merged, [jnp.where(yes, v, origin) for yes, v in zip(counts, values, strict=True)]
-    )
-
-
-def _belongs(bits: jax.Array, places: jax.Array, least: jax.Array, last: jax.Array) -> jax.Array:
-    return (bits > least) | ((bits == least) & (places <= last))
+    if mean:
+        there = [jnp.where(yes, v, origin) for yes, v in zip(counts, values, strict=True)]
+        merged = within(merged, there)
+    return merged.astype(dtype)
 
 
 # Which entries stay by their ranks.
 
 
-def _intervals(
-    tensor: Tensor, blocks: Blocks, bounds: list[tuple[int, int]]
-) -> tuple[Interval, ...]:
-    """Return of each model the entries from the first rank of its bounds to before the second."""
-    found = tops(math.prod(tensor.shape), bounds, blocks)
-    return tuple((without, within) for without, within in found)
+def largest(s: Settings, tensor: Tensor, entries: Entries) -> tuple[Interval, ...]:
+    """Those as large as the one of rank `int(density n)`, or of rank 1, of a tensor's n differences (TIES).
 
-
-def largest(s: Settings, tensor: Tensor, blocks: Blocks) -> tuple[Interval, ...]:
-    """The `int(density n)` largest of a tensor's n differences (TIES), one at least, as in mergekit.
-
-    The paper takes them over the whole model.
+    mergekit counts by tensor, the paper over the whole model. Entries of equal magnitude stay together, as in the
+    paper's code; mergekit lets chance choose between them.
     """
     size = math.prod(tensor.shape)
-    counts = [size if d >= 1.0 else max(1, int(d * size)) for d in s.density]
-    return _intervals(tensor, blocks, [(0, count) for count in counts])
+    return _intervals(tensor, entries, [(1, max(1, int(d * size))) for d in s.density])
 
 
-def middling(s: Settings, tensor: Tensor, blocks: Blocks) -> tuple[Interval, ...]:
+def middling(s: Settings, tensor: Tensor, entries: Entries) -> tuple[Interval, ...]:
     """Without the `int(gamma n)` largest, the `int(density n)` largest (Breadcrumbs, arXiv 2312.06795, equation 2).
 
-    Where there are not so many, fewer of the largest are left out.
+    Where there are not so many, fewer of the largest are left out. Entries of equal magnitude stay together.
     """
     size = math.prod(tensor.shape)
-    bounds = []
+    ranks = []
     for density, gamma in zip(s.density, s.gamma, strict=True):
         count, outliers = int(density * size), int(gamma * size)
         first = min(outliers, size - count)
-        bounds.append((first, first + count) if density < 1.0 else (0, size))
-    return _intervals(tensor, blocks, bounds)
+        ranks.append((first + 1, first + count) if density < 1.0 else (1, size))
+    return _intervals(tensor, entries, ranks)
+
+
+def _intervals(
+    tensor: Tensor, entries: Entries, ranks: list[tuple[int, int]]
+) -> tuple[Interval, ...]:
+    """Return of each model the magnitudes that its first and last rank of those that stay are between."""
+    size = math.prod(tensor.shape)
+    # The greatest and the least of all need no search.
+    asked = [
+        [rank for rank, end in ((first, 1), (last, size)) if rank != end and first <= last]
+        for first, last in ranks
+    ]
+    intervals = []
+    for (first, last), found in zip(ranks, magnitudes(size, asked, entries), strict=True):
+        if first > last:
+            intervals.append(NONE)
+            continue
+        most = HIGHEST if first == 1 else found[0]
+        intervals.append((LOWEST if last == size else found[-1], most))
+    return tuple(intervals)
 
 
 def by_rank(
     s: Settings, tensor: Tensor, seed: int, measured: tuple[Interval, ...], block: Block
 ) -> tuple[Any, ...]:
     """Return what `_merged` takes of intervals of ranks."""
-    return tuple(tuple(tuple(map(np.uint32, top)) for top in each) for each in measured)
+    return tuple(tuple(map(np.uint32, each)) for each in measured)
 
 
 # Which entries stay by lot.

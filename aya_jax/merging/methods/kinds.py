@@ -2,12 +2,13 @@
 
 A tensor is one matrix or vector of one layer (of one expert), as a Hugging Face file has it: a method measures
 norms, angles and ranks on it alone, as mergekit does. Its entries lie in C order of our layout, and come in blocks
-that follow each other; what a method makes of them does not depend on where they are cut.
+that follow each other; what a method makes of them does not depend on where they are cut. Most methods make an entry
+of the entries at its place, whatever the place is: these may come in the order of the file as well.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -47,11 +48,17 @@ class Tensor(NamedTuple):
       name: in the Hugging Face layout.
       shape: of the matrix or vector there.
       transpose: whether we keep it the other way round; see `models.names.HFTensor`.
+      dtype: what its merged entries, which are reckoned in float32, are rounded to.
     """
 
     name: str
     shape: tuple[int, ...]
     transpose: bool = False
+    dtype: Any = np.dtype(np.float32)
+
+
+# Of entries that follow each other, the first and the one after the last.
+Runs = Sequence[tuple[int, int]]
 
 
 class Block(NamedTuple):
@@ -80,8 +87,31 @@ class Block(NamedTuple):
             yield Block(tuple(leaf[part] for leaf in self.leaves), base, self.start + first)
 
 
-# Each call goes through the tensor once more, in the order of its entries.
-Blocks = Callable[[], Iterator[Block]]
+class Entries(Protocol):
+    """The entries of a tensor, in the models and the base."""
+
+    def whole(self) -> Iterator[Block]:
+        """Go through all of them, in their order; each call does it once more."""
+
+    def some(self, runs: Runs) -> Block:
+        """Return those of some runs, one after another."""
+
+
+class Held(NamedTuple):
+    """The entries of a tensor that memory holds; `whole` gives `at_once` at a time, or all."""
+
+    block: Block
+    at_once: int | None = None
+
+    def whole(self) -> Iterator[Block]:
+        """See `Entries`."""
+        return self.block.cut(self.at_once or max(1, len(self.block.leaves[0])))
+
+    def some(self, runs: Runs) -> Block:
+        """See `Entries`."""
+        leaves, base, _ = self.block
+        chosen = np.concatenate([np.arange(*run) for run in runs])
+        return Block(tuple(leaf[chosen] for leaf in leaves), None if base is None else base[chosen])
 
 
 @dataclass(frozen=True)
@@ -89,22 +119,24 @@ class Method:
     """A way to merge.
 
     Attributes:
-      apply: `(settings, tensor, seed, measured, block)` -> float32 [n], the merged entries of a block.
-      measure: `(settings, tensor, blocks)` -> what `apply` must know of the whole tensor; None where an entry
+      apply: `(settings, tensor, seed, measured, block)` -> [n] in `tensor.dtype`, the merged entries of a block.
+      measure: `(settings, tensor, entries)` -> what `apply` must know of the whole tensor; None where an entry
         follows from the entries at its place alone.
       needs_base: whether it works on differences from a base model; None where it may.
       sums_to_one: whether the weights must, unless `normalize` is asked for.
       models: the least and the most, None for any number.
       options: the names of the settings, besides the weights, that it looks at.
       normalize: the default of that setting.
+      by_place: whether the order of the entries counts: they come in C order of our layout.
       by_row: whether each block must hold whole rows of the tensor.
     """
 
     apply: Callable[[Settings, Tensor, int, Any, Block], jax.Array]
-    measure: Callable[[Settings, Tensor, Blocks], Any] | None = None
+    measure: Callable[[Settings, Tensor, Entries], Any] | None = None
     needs_base: bool | None = False
     sums_to_one: bool = False
     models: tuple[int, int | None] = (1, None)
     options: frozenset[str] = frozenset()
     normalize: bool = False
+    by_place: bool = False
     by_row: bool = False

@@ -1,7 +1,7 @@
-"""The largest entries of models' differences from a base, exactly, in few passes and without sorting them.
+"""The sizes of models' differences from a base at given ranks, exactly, in one pass and without sorting them.
 
 A sample tells between which two numbers the one of a rank must be; a pass counts what is above these and keeps the
-few entries between them. Magnitudes are compared as the bits of float32, which have their order.
+few between them. Magnitudes are compared as the bits of float32, which have their order.
 """
 
 import math
@@ -13,78 +13,60 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aya_jax.merging.methods.kinds import Block, Blocks
+from aya_jax.merging.methods.kinds import Block, Entries
 
-# Entries of a sample, about; and by how many of its standard deviations a rank is bracketed.
-SAMPLE, SURE = 1 << 17, 6.0
+# Runs of entries that make up a sample, and the entries of each. A rank is bracketed by so many standard deviations.
+RUNS, RUN, SURE = 256, 512, 5.0
 # Entries that are compared at once: the processor's caches hold them.
-PIECE = 1 << 17
-HIGHEST = 0xFFFFFFFF
+PIECE = 1 << 18
+LOWEST, HIGHEST = 0, 0xFFFFFFFF
 
 
-class Top(NamedTuple):
-    """The entries of the highest ranks: those whose magnitude has more bits than `bits`, and of equal ones the first.
-
-    Attributes:
-      bits: of float32.
-      last: the place of the last equal one that belongs to them.
-    """
-
-    bits: int
-    last: int
-
-
-NONE, ALL = Top(HIGHEST, 0), Top(0, HIGHEST)
-
-
-def tops(size: int, ranks: Sequence[Sequence[int]], blocks: Blocks) -> list[list[Top]]:
-    """Return the entries of the first so many ranks of each model's difference; equal ones rank by their place.
+def magnitudes(size: int, ranks: Sequence[Sequence[int]], entries: Entries) -> list[list[int]]:
+    """Return of each model's difference the magnitudes at some ranks, as the bits of float32.
 
     Args:
       size: entries of the tensor.
-      ranks: of each model, how many entries, from 0 to `size`; there may be several such numbers.
-      blocks: of the tensor, with a base.
+      ranks: of each model, 1 for the largest to `size` for the smallest; there may be several.
+      entries: of the tensor, with a base.
     """
-    known = {0: NONE, size: ALL}
-    wanted = sorted(
-        {(i, rank) for i, each in enumerate(ranks) for rank in each if rank not in known}
-    )
-    sampled: dict[int, list[np.ndarray]] = {i: [] for i, _ in wanted}
-    for block in blocks() if wanted else ():
-        part = _sample(block, size)
-        for i, bits in _bits(part, sampled):
-            sampled[i].append(bits.copy())
-    samples = {i: np.sort(np.concatenate(parts))[::-1] for i, parts in sampled.items()}
-    searches = [_Search(i, rank, *_bracket(rank, size, samples[i])) for i, rank in wanted]
+    wanted = sorted({(model, rank) for model, each in enumerate(ranks) for rank in each})
+    models = {model for model, _ in wanted}
+    if not wanted:
+        return [[] for _ in ranks]
+    sample = entries.some(_runs(size))
+    sampled = {model: bits.copy() for model, bits in _bits(sample, models)}
+    searches = [_Search(model, rank, size, sampled[model]) for model, rank in wanted]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        while left := [search for search in searches if search.top is None]:
+        while left := [search for search in searches if search.found is None]:
 
-            def look(piece: Block, left: list["_Search"] = left) -> list[tuple["_Search", "_Seen"]]:
-                asking = [search for search in left if search.asks(piece.start)]
+            def look(piece: Block, left: list["_Search"] = left) -> list[Seen]:
                 return [
-                    (search, search.look(bits, piece.start))
-                    for i, bits in _bits(piece, {search.model for search in asking})
-                    for search in asking
-                    if search.model == i
+                    search.look(bits)
+                    for model, bits in _bits(piece, {search.model for search in left})
+                    for search in left
+                    if search.model == model
                 ]
 
-            for block in blocks():
+            order = sorted(left, key=lambda search: search.model)
+            for block in entries.whole():
                 for seen in threads.map(look, block.cut(PIECE)):
-                    for search, what in seen:
+                    for search, what in zip(order, seen, strict=True):
                         search.take(what)
             for search in left:
                 search.settle()
-    found = {(search.model, search.rank): search.top for search in searches}
-    return [[known.get(rank) or found[i, rank] for rank in each] for i, each in enumerate(ranks)]  # type: ignore[misc]
+    found = {(search.model, search.rank): search.found for search in searches}
+    return [[found[model, rank] for rank in each] for model, each in enumerate(ranks)]  # type: ignore[misc]
 
 
-def _sample(block: Block, size: int) -> Block:
-    """Return the entries of a block that belong to the sample."""
-    # Odd, so that no column of a matrix is preferred.
-    step = (size // SAMPLE) | 1
-    part = slice(-block.start % step, None, step)
-    assert block.base is not None
-    return Block(tuple(leaf[part] for leaf in block.leaves), block.base[part])
+def _runs(size: int) -> list[tuple[int, int]]:
+    """Return the runs of entries that are a sample of so many, from the first to before the second."""
+    if size <= RUNS * RUN:
+        return [(0, size)]
+    # One at a random place in each of as many equal stretches, so that no column of a matrix is preferred.
+    shifts = np.random.default_rng(size).random(RUNS)
+    starts = (np.arange(RUNS) * (size / RUNS) + shifts * (size / RUNS - RUN)).astype(np.int64)
+    return [(start, start + RUN) for start in starts.tolist()]
 
 
 _scratch = local()
@@ -101,90 +83,102 @@ def _bits(piece: Block, models: Iterable[int]) -> Iterator[tuple[int, np.ndarray
         _scratch.size, _scratch.arrays = count, np.empty((2, count), np.float32)
     base, delta = (array[:count] for array in _scratch.arrays)
     np.copyto(base, piece.base, casting="unsafe")
-    for i in sorted(models):
-        np.copyto(delta, piece.leaves[i], casting="unsafe")
+    for model in sorted(models):
+        np.copyto(delta, piece.leaves[model], casting="unsafe")
         np.subtract(delta, base, out=delta)
         np.abs(delta, out=delta)
-        yield i, delta.view(np.uint32)
+        yield model, delta.view(np.uint32)
 
 
-def _bracket(rank: int, size: int, sample: np.ndarray) -> tuple[int, int]:
-    """Return bits that the entry of a rank lies between, almost surely, both included."""
-    count = len(sample)
-    place = rank / size * count
-    margin = SURE * math.sqrt(count * (rank / size) * (1 - rank / size)) + 2
-    low, high = math.ceil(place + margin), math.floor(place - margin)
-    return (
-        int(sample[low]) if low < count else 0,
-        int(sample[high]) if high >= 0 else HIGHEST,
-    )
+class Seen(NamedTuple):
+    """What a search sees in a piece: how many entries are above, at both ends, and all that are strictly between."""
 
-
-class _Seen(NamedTuple):
-    """What a search sees in a piece: its place, how many entries are above, and the bits between, each with its number.
-
-    Once the bits are known, `last` is the place of the last entry.
-    """
-
-    start: int
-    above: int = 0
-    values: np.ndarray = np.zeros(0, np.uint32)
-    counts: np.ndarray = np.zeros(0, np.int64)
-    last: int | None = None
+    above: int
+    at_high: int
+    at_low: int
+    between: np.ndarray
 
 
 class _Search:
-    """The search for the last entry of a rank, from pass to pass."""
+    """The search for the magnitude of one rank, from pass to pass.
 
-    def __init__(self, model: int, rank: int, low: int, high: int) -> None:
+    Attributes:
+      found: its bits, None until they are known.
+    """
+
+    def __init__(self, model: int, rank: int, size: int, sample: np.ndarray) -> None:
         self.model, self.rank = model, rank
-        # What the bits of the entry lie between, both included.
-        self._low, self._high = low, high
-        self._seen: list[_Seen] = []
-        # Once the bits are known: the piece that has the entry, and which of its equal ones it is.
-        self._piece: tuple[int, int] | None = None
-        self.top: Top | None = None
+        self.found: int | None = None
+        self._sample = np.sort(sample)[::-1]
+        if len(self._sample) == size:
+            self.found = int(self._sample[rank - 1])
+        self._seen: list[Seen] = []
+        # What the bits are between, both included.
+        self._low, self._high = LOWEST, HIGHEST
+        self._share = rank / size
+        self._margin = self._deviation(sample)
+        self._aim()
 
-    def asks(self, start: int) -> bool:
-        """Whether the piece that begins at `start` is of interest."""
-        return self._piece is None or self._piece[0] == start
+    def _deviation(self, sample: np.ndarray) -> float:
+        """Return the standard deviation of the share of the sample that is above the magnitude.
 
-    def look(self, bits: np.ndarray, start: int) -> _Seen:
-        """Return what there is in a piece that begins at `start`; changes nothing."""
-        if self._piece is not None:
-            equal = np.flatnonzero(bits == np.uint32(self._low))
-            return _Seen(start, last=start + int(equal[self._piece[1] - 1]))
-        above = int(np.count_nonzero(bits > np.uint32(self._high)))
-        between = bits[(bits >= np.uint32(self._low)) & (bits <= np.uint32(self._high))]
-        return _Seen(start, above, *np.unique(between, return_counts=True))
+        What is near to each other is alike: each run counts as one draw of its share.
+        """
+        count = len(self._sample)
+        guess = self._sample[min(count - 1, int(self._share * count))]
+        runs = sample[: count // RUN * RUN or None].reshape(-1, min(RUN, count))
+        shares = np.count_nonzero(runs >= guess, axis=1) / runs.shape[1]
+        return max(float(shares.std()), 1 / RUN) / math.sqrt(len(runs))
 
-    def take(self, seen: _Seen) -> None:
+    def _aim(self) -> None:
+        """Set what to look between: narrower than what is known for sure already."""
+        count = len(self._sample)
+        low = math.ceil(count * (self._share + SURE * self._margin))
+        high = math.floor(count * (self._share - SURE * self._margin)) - 1
+        if low < count:
+            self._low = max(self._low, int(self._sample[low]))
+        if high >= 0:
+            self._high = min(self._high, int(self._sample[high]))
+
+    def look(self, bits: np.ndarray) -> Seen:
+        """Return what there is to see in a piece; changes nothing."""
+        least, most = bits >= np.uint32(self._low), bits > np.uint32(self._high)
+        above = int(np.count_nonzero(most))
+        np.not_equal(least, most, out=least)
+        between = bits[np.flatnonzero(least)]
+        # What many entries have in common would fill the memory.
+        at_high, between = _without(self._high, between)
+        at_low, between = _without(self._low, between)
+        return Seen(above, at_high, at_low, between)
+
+    def take(self, seen: Seen) -> None:
         """Keep what was seen in a piece."""
-        if seen.last is not None:
-            self.top = Top(self._low, seen.last)
         self._seen.append(seen)
 
     def settle(self) -> None:
         """Draw the conclusions of a pass."""
-        if self.top is not None:
-            return
         seen, self._seen = self._seen, []
-        above = sum(each.above for each in seen)
-        values, where = np.unique(np.concatenate([e.values for e in seen]), return_inverse=True)
-        counts = np.zeros(len(values), np.int64)
-        np.add.at(counts, where, np.concatenate([each.counts for each in seen]))
-        upto = above + np.cumsum(counts[::-1])
-        place = int(np.searchsorted(upto, self.rank))
-        if above >= self.rank or place == len(values):
+        between = np.concatenate([each.between for each in seen])
+        place = self.rank - sum(each.above for each in seen)
+        inside = place - sum(each.at_high for each in seen)
+        after = inside - len(between)
+        if place < 1:
             # The sample misled.
-            higher = above >= self.rank
-            self._low, self._high = (self._high + 1, HIGHEST) if higher else (0, self._low - 1)
-            return
-        self._low = int(values[::-1][place])
-        equal = self.rank - int(upto[place] - counts[::-1][place])
-        for each in seen:
-            here = int(each.counts[each.values == self._low].sum())
-            if here >= equal:
-                self._piece = each.start, equal
-                return
-            equal -= here
+            self._low, self._high = self._high + 1, HIGHEST
+        elif inside < 1:
+            self.found = self._high
+        elif after < 1:
+            self.found = int(np.partition(between, -inside)[-inside])
+        elif after <= sum(each.at_low for each in seen):
+            self.found = self._low
+        else:
+            self._low, self._high = LOWEST, self._low - 1
+        self._margin = 4 * self._margin + 1 / len(self._sample)
+        self._aim()
+
+
+def _without(value: int, bits: np.ndarray) -> tuple[int, np.ndarray]:
+    """Return how many are equal to a value, and the others."""
+    others = bits != np.uint32(value)
+    equal = len(bits) - int(np.count_nonzero(others))
+    return equal, bits[others] if equal else bits
