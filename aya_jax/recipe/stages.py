@@ -25,7 +25,7 @@ _NOT_PART_OF_RESULTS = (
     "report/",
     "recipe/summary.py",
     "recipe/study.py",
-    "cli.py",
+    "cli/",
     "progress.py",
     "metrics.py",
     "__main__.py",
