@@ -19,6 +19,7 @@ study: setup
 study-merging: setup
 	$(BIN)/aya run configs/recipes/tiny_merging.gin --run_dir runs/merging/tiny
 	$(BIN)/aya run configs/recipes/small_merging.gin --run_dir runs/merging/small
+	$(BIN)/python tests/benchmarks/merging_study.py runs/merging/tiny runs/merging/small --page docs/results/merging.md
 
 test: setup lint
 	$(BIN)/python -m pytest -n 2 -m 'not tpu_compile'

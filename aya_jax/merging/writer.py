@@ -136,7 +136,7 @@ class LeafChecksums:
     def add(self, tensor: HFTensor, start: int, entries: np.ndarray) -> None:
         """Take entries of a tensor, [number] from `start` on in C order of `tensor.part`."""
         coming, own = self._next[tensor.leaf], self._tensors[tensor.name]
-        if tensor.part != own.part:
+        if tensor.transpose != own.transpose:
             if len(entries) < prod(own.part):
                 return
             filed = entries.view(f"u{entries.itemsize}").reshape(own.shape)
