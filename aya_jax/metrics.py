@@ -13,6 +13,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
+from aya_jax.data.files import whole_lines
+
 HISTORY = "metrics.jsonl"
 
 
@@ -100,14 +102,7 @@ def _open_events(folder: Path) -> EventsWriter:
 
 def read_rows(path: Path) -> list[dict[str, float]]:
     """Return the rows of a history file; a last line cut off by a kill is left out."""
-    rows = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return rows
+    return [json.loads(line) for line in whole_lines(path)]
 
 
 def read_history(directory: Path) -> dict[str, list[list[float]]]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from aya_jax.checkpoints.direct import File
 from aya_jax.checkpoints.safetensors import array_in
 from aya_jax.checkpoints.slices import LeafPath, open_leaves
 from aya_jax.checkpoints.store import check_files, file_fault, read_listing
@@ -31,13 +31,14 @@ class CheckedLeaves:
       fingerprint: of the checksums of all files: equal for equal trees of one layout.
     """
 
-    def __init__(self, directory: Path, name: str) -> None:
-        """Open a tree; several processes do it together.
+    def __init__(self, directory: Path, name: str, *, once: bool = False) -> None:
+        """Open a tree; several processes do it together. For `once` see `direct.File`.
 
         Raises:
           AyaError: a file is missing or damaged; the message names it.
         """
         self._directory, self._name, self._place = directory, name, directory / name
+        self._once = once
         self._checked: set[str] = set()
         together(f"open {name}", self._open_listing)
         chunked = self._place / "_METADATA"
@@ -62,21 +63,20 @@ class CheckedLeaves:
     def _fault(self, file: str, fault: str) -> AyaError:
         return AyaError(file_fault(self._directory, self._name, file, fault))
 
-    def _check(self, file: str, content: Any = None) -> None:
-        """Raise `AyaError` unless a file, whose whole content may be known, is what was written."""
+    def _check(self, file: str, content: Any = b"", zeros: int = 0) -> None:
+        """Raise `AyaError` unless a file, which may be known to be some content and zeros, is what was written."""
         with self._locks[file]:
             if file in self._checked:
                 return
-            try:
-                found = (
-                    fingerprint_file(self._place / file)
-                    if content is None
-                    else hashlib.sha256(content).hexdigest()
-                )
-            except OSError as error:
-                raise self._fault(file, f"cannot be read ({error.strerror})") from None
-            if found != self._sums.get(file):
-                raise self._fault(file, "is damaged")
+            known = hashlib.sha256(content)
+            known.update(bytes(zeros))
+            if known.hexdigest() != self._sums.get(file):
+                try:
+                    found = fingerprint_file(self._place / file)
+                except OSError as error:
+                    raise self._fault(file, f"cannot be read ({error.strerror})") from None
+                if found != self._sums.get(file):
+                    raise self._fault(file, "is damaged")
             self._checked.add(file)
 
     def read(
@@ -112,14 +112,13 @@ class CheckedLeaves:
                 part: Any = (*index, slice(first, last))
                 out[...] = leaf[part].read().result()
             else:
-                self._read_files(path, index, first, out, *layout)
+                self._read_files(path, index, first, out, leaf.shape[stacked], *layout)
         return out
 
-    def files(self, path: LeafPath, index: tuple[int, ...]) -> list[Path]:
-        """Return the files of a leaf at an index of its first axes; none where it has not files of its own."""
-        numbers = ".".join(map(str, index))
-        start = ".".join(path) + "/" + (numbers + "." if index else "")
-        return [self._place / file for file in self._sums if file.startswith(start)]
+    def chunk_rows(self, path: LeafPath, stacked: int) -> int | None:
+        """Return how many rows behind the first `stacked` axes a file has; None where a leaf's are in no such files."""
+        layout = _layout(self.leaves[path], stacked)
+        return None if layout is None else layout[0]
 
     def _check_chunks(self, path: LeafPath, leaf: ts.TensorStore) -> None:
         folder = ".".join(path) + "/"
@@ -133,10 +132,11 @@ class CheckedLeaves:
         index: tuple[int, ...],
         first: int,
         out: np.ndarray,
+        last: int,
         rows: int,
         rest: int,
     ) -> None:
-        """Fill `out` from the files of a leaf whose chunks are each `rows` whole rows, as they stand."""
+        """Fill `out` from the files of a leaf of `last` rows, each file `rows` whole ones, as they stand."""
         target = memoryview(out.reshape(-1).view(np.uint8))
         size = out.nbytes // len(out)
         row = first
@@ -146,27 +146,23 @@ class CheckedLeaves:
             part = target[(row - first) * size : (row - first + count) * size]
             numbers = ".".join(map(str, (*index, chunk, *[0] * rest)))
             file = f"{'.'.join(path)}/{numbers}"
-            if count < rows:
+            # The last one has fewer rows, and is as large as the others.
+            whole = row == chunk * rows and count in (rows, last - row)
+            if not whole:
                 self._check(file)
             self._fill(file, part, (row - chunk * rows) * size)
-            if count == rows:
-                self._check(file, part)
+            if whole:
+                self._check(file, part, (rows - count) * size)
             row += count
 
     def _fill(self, file: str, target: memoryview, start: int) -> None:
         try:
-            descriptor = os.open(self._place / file, os.O_RDONLY)
-            try:
-                done = 0
-                while done < len(target):
-                    got = os.preadv(descriptor, [target[done:]], start + done)
-                    if not got:
-                        raise self._fault(file, "is damaged")
-                    done += got
-            finally:
-                os.close(descriptor)
+            with File(self._place / file, once=self._once) as opened:
+                got = opened.read_into(target, start)
         except OSError as error:
             raise self._fault(file, f"cannot be read ({error.strerror})") from None
+        if got < len(target):
+            raise self._fault(file, "is damaged")
 
 
 def _layout(leaf: ts.TensorStore, stacked: int) -> tuple[int, int] | None:

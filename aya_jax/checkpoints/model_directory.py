@@ -112,9 +112,18 @@ def describe_model(
     Raises:
       AyaError: the disk is full, or the folder not writable.
     """
+    write_object(directory / "config.json", config)
     whole = {**lineage, "params_fingerprint": fingerprint(checksums)}
-    for name, content in (("config.json", config), ("lineage.json", whole)):
-        atomic_write(directory / name, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    write_object(directory / "lineage.json", whole)
+
+
+def write_object(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file of a model directory.
+
+    Raises:
+      AyaError: the disk is full, or the place not writable.
+    """
+    atomic_write(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def read_object(path: Path, what: str = "model directory") -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from aya_jax.checkpoints.direct import File
 from aya_jax.errors import AyaError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -51,17 +52,19 @@ class Safetensors:
     """The tensors of a directory, `tensors` by their names; a context manager that closes the files.
 
     Only the headers are read when it is made, and all that they say is checked. With `single` that one
-    file is read, whatever else the directory has.
+    file is read, whatever else the directory has; for `once` see `direct.File`.
 
     Raises:
       AyaError: no safetensors, or a file that is missing, truncated or damaged, or does not hold what
         the index says.
     """
 
-    def __init__(self, directory: str | Path, single: str | None = None) -> None:
+    def __init__(
+        self, directory: str | Path, single: str | None = None, *, once: bool = False
+    ) -> None:
         self.directory = Path(directory)
         self.tensors: dict[str, Entry] = {}
-        self._open: dict[Path, BinaryIO] = {}
+        self._once, self._open = once, dict[Path, File]()
         with ExitStack() as stack:
             stack.callback(self.close)
             shards = {single: None} if single else _shards(self.directory)
@@ -87,12 +90,12 @@ class Safetensors:
 
     def _add(self, path: Path, listed: set[str] | None) -> None:
         try:
-            self._open[path] = open(path, "rb", buffering=0)
+            file = self._open[path] = File(path, once=self._once)
         except FileNotFoundError:
             raise AyaError(f"{path}: no such file; fetch the model again") from None
         except OSError as error:
             raise AyaError(f"{path}: cannot be read ({error.strerror})") from None
-        entries = _entries(path, self._open[path])
+        entries = _entries(path, file)
         if listed is not None:
             for name in sorted(listed - entries.keys()):
                 raise AyaError(f"{path}: has no tensor '{name}', which {INDEX} says is in it")
@@ -137,15 +140,12 @@ class Safetensors:
         return out
 
     def _fill(self, path: Path, target: memoryview, start: int) -> None:
-        done = 0
-        while done < len(target):
-            try:
-                got = os.preadv(self._open[path].fileno(), [target[done:]], start + done)
-            except OSError as error:
-                raise AyaError(f"{path}: cannot be read ({error.strerror})") from None
-            if not got:
-                raise AyaError(f"{path}: is truncated; fetch it again")
-            done += got
+        try:
+            got = self._open[path].read_into(target, start)
+        except OSError as error:
+            raise AyaError(f"{path}: cannot be read ({error.strerror})") from None
+        if got < len(target):
+            raise AyaError(f"{path}: is truncated; fetch it again")
 
 
 def array_in(room: np.ndarray | None, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
@@ -218,10 +218,10 @@ def _shards(directory: Path) -> dict[str, set[str] | None]:
     return shards
 
 
-def _entries(path: Path, file: BinaryIO) -> dict[str, Entry]:
+def _entries(path: Path, file: File) -> dict[str, Entry]:
     """Read and check the header of a file."""
-    size = os.fstat(file.fileno()).st_size
-    head = file.read(8)
+    size = os.fstat(file.descriptor).st_size
+    head = os.pread(file.descriptor, 8, 0)
     if len(head) < 8:
         raise AyaError(f"{path}: is truncated ({size} bytes); fetch it again")
     (length,) = struct.unpack("<Q", head)
@@ -229,7 +229,7 @@ def _entries(path: Path, file: BinaryIO) -> dict[str, Entry]:
         raise AyaError(f"{path}: is no safetensors file (a header of {length:,} bytes)")
     if 8 + length > size:
         raise AyaError(f"{path}: is truncated (within its header); fetch it again")
-    header = _load_object(path, file.read(length), "the header")
+    header = _load_object(path, os.pread(file.descriptor, length, 8), "the header")
     header.pop("__metadata__", None)
     entries = {}
     ends = []

@@ -67,7 +67,8 @@ def require_space(directory: Path, size: int) -> None:
         )
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -80,7 +81,7 @@ def _sync_tree(path: Path) -> None:
         for name in names:
             with open(Path(folder, name), "rb") as file:
                 os.fsync(file.fileno())
-        _sync_directory(Path(folder))
+        sync_directory(Path(folder))
 
 
 @contextmanager
@@ -115,6 +116,16 @@ def _clear_killed(path: Path) -> None:
                     partial.unlink()
 
 
+def whole_lines(path: Path) -> list[str]:
+    """Return the lines of a file that lines are added to, [] where there is none.
+
+    What a kill cut short, after the last end of a line, is no line.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    # Not `splitlines`, which also ends a line at what JSON leaves as it is within one.
+    return content[: content.rfind(b"\n") + 1].decode("utf-8").split("\n")[:-1]
+
+
 def atomic_write(path: str | Path, data: str | bytes) -> None:
     """Write a file under another name beside its place, and rename it there when it is whole.
 
@@ -134,7 +145,7 @@ def atomic_write(path: str | Path, data: str | bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(partial, path)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -159,7 +170,7 @@ def commit_directory(partial: Path, path: Path, *, replace: bool = False) -> Non
             shutil.rmtree(old)
         else:
             os.rename(partial, path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
 
 
 @contextmanager

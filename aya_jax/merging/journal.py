@@ -9,7 +9,7 @@ from types import TracebackType
 
 import jax
 
-from aya_jax.data.files import told_plainly
+from aya_jax.data.files import sync_directory, told_plainly
 
 NAME = "merge.journal"
 
@@ -40,11 +40,7 @@ class Journal:
             # What was not written whole must not run into the next line.
             self._file.write(b"\n")
             self._sync()
-            folder = os.open(self.directory, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_directory(self.directory)
         return self
 
     def __exit__(

@@ -19,7 +19,7 @@ from aya_jax.merging.methods import Settings
 from aya_jax.merging.outputs import Output
 from aya_jax.merging.plan import output_of, plan_of, work_of
 from aya_jax.merging.settings import MergeConfig, merge_config
-from aya_jax.merging.sources import open_source
+from aya_jax.merging.sources import Source, open_source
 from aya_jax.merging.stored import Work, merge_stored
 from aya_jax.merging.told import told
 from aya_jax.merging.vocabulary import Vocabulary, merged_vocabulary
@@ -33,27 +33,27 @@ def merge(
     models: Sequence[str | Path] | MergeConfig,
     *,
     out: str | Path,
-    replace: bool = False,
     **settings: Any,
 ) -> Path:
     """Merge models into a new directory at `out`, whole or not at all; one that was killed is gone on from.
 
     Args:
       models: the model directories; or the whole of what is asked for.
-      out: where; `replace` allows that something is there already.
-      replace: see `out`.
+      out: where.
       **settings: see `settings.merge_config`.
 
     Raises:
       AyaError: see `settings.merge_config` and `merge_into`; or `out` exists or cannot be written.
     """
     config = models if isinstance(models, MergeConfig) else merge_config(models=models, **settings)
-    with resumed_directory(out, replace=replace) as folder:
-        merge_into(folder, config)
+    with resumed_directory(out) as folder:
+        merge_into(folder, config, once=True)
     return Path(out)
 
 
-def merge_into(directory: Path, config: MergeConfig, *, stage: str = "merge") -> None:
+def merge_into(
+    directory: Path, config: MergeConfig, *, stage: str = "merge", once: bool = False
+) -> None:
     """Fill a folder, that the caller commits, with the merge of models and its lineage.
 
     No model is in memory as a whole; see `merge_stored`. All processes of a run call it. What a killed
@@ -63,12 +63,13 @@ def merge_into(directory: Path, config: MergeConfig, *, stage: str = "merge") ->
       directory: the folder.
       config: what is asked for.
       stage: the name in the lineage.
+      once: whether the models are read for this alone, and not soon again.
 
     Raises:
       AyaError: the models do not fit together, or the settings not the method; a file is missing or
         damaged; the disk is full.
     """
-    with opened(config) as (work, vocabulary):
+    with opened(config, once=once) as (work, vocabulary):
         output = output_of(work, directory, form=config.form, dtype=config.dtype)
         by_lead(lambda: _write_files(directory, vocabulary.files))
         _fill(directory, work, output, _lineage(config, work, stage))
@@ -86,20 +87,26 @@ def describe(config: MergeConfig) -> str:
 
 
 @contextmanager
-def opened(config: MergeConfig) -> Iterator[tuple[Work, Vocabulary]]:
+def opened(config: MergeConfig, *, once: bool = False) -> Iterator[tuple[Work, Vocabulary]]:
     """Open the models of a merge and find out all that must fit together; close them at the end.
+
+    For `once` see `merge_into`.
 
     Raises:
       AyaError: something does not.
     """
     with ExitStack() as stack:
-        models = [stack.enter_context(open_source(path)) for path in config.models]
-        base = stack.enter_context(open_source(config.base)) if config.base else None
+
+        def enter(path: str) -> Source:
+            return stack.enter_context(open_source(path, once=once))
+
+        models = [enter(path) for path in config.models]
+        base = enter(config.base) if config.base else None
         for model in models:
             if model.config is None:
                 raise AyaError(
-                    f"{model.path}: has no config.json; put the model's and its tokenizer there, which a "
-                    "step of a training has not"
+                    f"{model.path}: has no config.json; put the model's and its tokenizer there, or, of a "
+                    "step, into the folder of its training"
                 )
         vocabulary = merged_vocabulary(config, models, base)
         work = work_of(

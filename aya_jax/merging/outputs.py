@@ -22,7 +22,7 @@ from aya_jax.checkpoints.safetensors import (
 )
 from aya_jax.checkpoints.slices import Leaf, LeafPath, make_frame, open_frame
 from aya_jax.checkpoints.store import CHUNK, RESERVE, empty_place, write_listing
-from aya_jax.data.files import fingerprint_file, require_space, told_plainly
+from aya_jax.data.files import fingerprint_file, require_space, sync_directory, told_plainly
 from aya_jax.models.architecture import ModelConfig
 from aya_jax.models.names import HFTensor
 
@@ -31,8 +31,6 @@ WHOLE = 256 << 20
 # Bytes that are read again at a time, which the processor's caches hold.
 BUFFER = 1 << 20
 NAME = "params"
-# How TensorStore's files are called that a kill left half written.
-UNFINISHED = ".__lock"
 
 
 class Output(ABC):
@@ -113,7 +111,17 @@ class Output(ABC):
 
 
 class Ours(Output):
-    """The tree `params` of a model directory; every chunk of a leaf is a file."""
+    """The tree `params` of a model directory; every chunk of a leaf is a file: its rows as they are in memory.
+
+    TensorStore, which makes and reads such files, would copy what it writes, and that takes as long as to merge it.
+    """
+
+    def __init__(
+        self, directory: Path, leaves: Mapping[LeafPath, Leaf], tensors: Sequence[HFTensor]
+    ) -> None:
+        super().__init__(directory, leaves, tensors)
+        # Of tensors that are being written: the checksums of their files.
+        self._summed: dict[str, dict[str, str]] = {}
 
     def _make(self) -> None:
         make_frame(self.directory, NAME, self.leaves)
@@ -127,42 +135,47 @@ class Ours(Output):
     def grain(self, tensor: HFTensor) -> int:
         return prod(self.leaves[tensor.leaf].chunks)
 
-    def _rows(self, tensor: HFTensor, start: int, stop: int) -> ts.TensorStore:
-        row = prod(tensor.part[1:])
-        part: Any = (*tensor.index, slice(start // row, stop // row))
-        return self._stores[tensor.leaf][part]
+    def _file(self, tensor: HFTensor, chunk: int) -> str:
+        numbers = (*tensor.index, chunk, *[0] * len(tensor.part[1:]))
+        return f"{'.'.join(tensor.leaf)}/{'.'.join(map(str, numbers))}"
 
     def write(self, tensor: HFTensor, start: int, piece: np.ndarray) -> None:
-        rows = piece.reshape(-1, *tensor.part[1:])
-        self._rows(tensor, start, start + piece.size).write(rows).result()
+        grain = self.grain(tensor)
+        for first in range(0, piece.size, grain):
+            chunk = piece[first : first + grain].view(np.uint8)
+            # The last one has as many bytes as the others, whatever its rows.
+            rest = bytes(grain * piece.itemsize - chunk.size)
+            checksum = hashlib.sha256(chunk)
+            checksum.update(rest)
+            name = self._file(tensor, (start + first) // grain)
+            with open(self.directory / NAME / name, "wb", buffering=0) as file:
+                write_at(file, memoryview(chunk), 0)
+                write_at(file, memoryview(rest), chunk.size)
+                os.fsync(file.fileno())
+            self._summed.setdefault(tensor.name, {})[name] = checksum.hexdigest()
 
     def read(self, tensor: HFTensor, start: int, stop: int) -> np.ndarray:
-        return np.asarray(self._rows(tensor, start, stop).read().result()).reshape(-1)
+        row = prod(tensor.part[1:])
+        part: Any = (*tensor.index, slice(start // row, stop // row))
+        return np.asarray(self._stores[tensor.leaf][part].read().result()).reshape(-1)
 
     def seal(self, tensors: Sequence[HFTensor]) -> dict[str, dict[str, str]]:
-        # TensorStore had them on the disk when it said that they were written.
-        return {tensor.name: self.sums(tensor) for tensor in tensors}
+        for folder in {(self.directory / NAME / self._file(each, 0)).parent for each in tensors}:
+            sync_directory(folder)
+        return {tensor.name: self._summed.pop(tensor.name) for tensor in tensors}
 
     def sums(self, tensor: HFTensor) -> dict[str, str]:
-        leaf = self.leaves[tensor.leaf]
-        rows, rest = leaf.chunks[leaf.stacked], [0] * len(tensor.part[1:])
-        files = {}
-        for chunk in range(-(-tensor.part[0] // rows)):
-            numbers = ".".join(map(str, (*tensor.index, chunk, *rest)))
-            file = f"{'.'.join(tensor.leaf)}/{numbers}"
-            path = self.directory / NAME / file
-            if path.is_file():
-                files[file] = fingerprint_file(path)
-        return files
+        count = -(-prod(tensor.part) // self.grain(tensor))
+        files = [self._file(tensor, chunk) for chunk in range(count)]
+        places = {file: self.directory / NAME / file for file in files}
+        return {f: fingerprint_file(place) for f, place in places.items() if place.is_file()}
 
     def finish(self, sums: Mapping[str, Mapping[str, str]]) -> None:
         place = self.directory / NAME
         whole = {file: checksum for each in sums.values() for file, checksum in each.items()}
         for path in place.rglob("*"):
             file = path.relative_to(place).as_posix()
-            if path.name.endswith(UNFINISHED):
-                path.unlink()
-            elif path.is_file() and file not in whole:
+            if path.is_file() and file not in whole:
                 whole[file] = fingerprint_file(path)
         write_listing(self.directory, NAME, whole)
 
@@ -178,6 +191,8 @@ class HuggingFace(Output):
     ) -> None:
         super().__init__(directory, leaves, tensors)
         self._written: Safetensors | None = None
+        # Of tensors that are being written: how many of their bytes are in the checksum.
+        self._summed: dict[str, tuple[int, Any]] = {}
         self._turned = {tensor.name for tensor in tensors if tensor.transpose}
         self._layout = layout_of({t.name: (leaves[t.leaf].dtype, t.shape) for t in tensors})
 
@@ -219,16 +234,25 @@ class HuggingFace(Output):
         file, itemsize = self._files[name], piece.itemsize
         plain = piece.view(f"u{itemsize}")
         if not tensor.transpose:
-            write_at(file, memoryview(plain).cast("B"), place + start * itemsize)
+            self._write_next(tensor, start * itemsize, memoryview(plain).cast("B"))
             return
         outputs, inputs = tensor.shape
         columns = in_c_order(plain.reshape(-1, outputs).T)
         first = start // outputs
         if columns.shape == tensor.shape:
-            write_at(file, memoryview(columns).cast("B"), place)
+            self._write_next(tensor, 0, memoryview(columns).cast("B"))
             return
         for row, run in enumerate(columns):
             write_at(file, memoryview(run).cast("B"), place + (row * inputs + first) * itemsize)
+
+    def _write_next(self, tensor: HFTensor, start: int, block: memoryview) -> None:
+        """Write bytes of a tensor from one of its bytes on, and add them to its checksum if they are the next ones."""
+        name, place = self._layout.places[tensor.name]
+        write_at(self._files[name], block, place + start)
+        done, checksum = self._summed.setdefault(tensor.name, (0, hashlib.sha256()))
+        if start == done:
+            checksum.update(block)
+            self._summed[tensor.name] = start + len(block), checksum
 
     def read(self, tensor: HFTensor, start: int, stop: int) -> np.ndarray:
         if self._written is None:
@@ -238,11 +262,21 @@ class HuggingFace(Output):
     def seal(self, tensors: Sequence[HFTensor]) -> dict[str, dict[str, str]]:
         for name in {self._layout.places[tensor.name][0] for tensor in tensors}:
             os.fsync(self._files[name].fileno())
-        return {tensor.name: self.sums(tensor) for tensor in tensors}
+        found = {}
+        for tensor in tensors:
+            done, checksum = self._summed.pop(tensor.name, (0, None))
+            if checksum is not None and done == self._size(tensor):
+                found[tensor.name] = {tensor.name: checksum.hexdigest()}
+            else:
+                found[tensor.name] = self.sums(tensor)
+        return found
+
+    def _size(self, tensor: HFTensor) -> int:
+        return prod(tensor.shape) * self.leaves[tensor.leaf].dtype.itemsize
 
     def sums(self, tensor: HFTensor) -> dict[str, str]:
         name, place = self._layout.places[tensor.name]
-        size = prod(tensor.shape) * self.leaves[tensor.leaf].dtype.itemsize
+        size = self._size(tensor)
         checksum = hashlib.sha256()
         buffer = memoryview(bytearray(min(size, BUFFER)))
         while size:
@@ -256,3 +290,7 @@ class HuggingFace(Output):
     def finish(self, sums: Mapping[str, Mapping[str, str]]) -> None:
         with told_plainly(self.directory):
             write_index(self.directory, self._layout)
+
+
+# What a merge can be written as.
+FORMS: dict[str, type[Output]] = {"aya": Ours, "hugging_face": HuggingFace}

@@ -13,7 +13,7 @@ from aya_jax.checkpoints.slices import Leaf
 from aya_jax.checkpoints.store import RESERVE
 from aya_jax.errors import AyaError
 from aya_jax.merging.methods import METHODS, Settings, require_settings
-from aya_jax.merging.outputs import HuggingFace, Ours, Output
+from aya_jax.merging.outputs import FORMS, Output
 from aya_jax.merging.reader import AHEAD, VOCABULARY, Rows
 from aya_jax.merging.sources import Source, leaf_shape
 from aya_jax.merging.stored import Work
@@ -26,7 +26,6 @@ from aya_jax.models.names import HFTensor
 APART = frozenset(
     {"pad_token_id", "bos_token_id", "eos_token_id", "max_position_embeddings", "initializer_range"}
 )
-FORMS: dict[str, type[Output]] = {"aya": Ours, "hugging_face": HuggingFace}
 # How often a tensor that memory does not hold is read where the method measures it first.
 PASSES = 2
 # The settings of a tensor by its name, its layer (None outside of them) and how many layers its stack has.
@@ -153,7 +152,7 @@ def output_of(work: Work, directory: Path, *, form: str = "aya", dtype: Any = No
     Args:
       work: what is merged.
       directory: the folder.
-      form: a key of `FORMS`.
+      form: a key of `outputs.FORMS`.
       dtype: of the parameters, but for a scalar head; those of the first model if absent.
     """
     first = work.sources[0].leaves

@@ -1,6 +1,5 @@
 """The entries of one tensor in every model, read ahead by threads while others are merged."""
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +16,8 @@ from aya_jax.models.names import HFTensor
 AHEAD = 256 << 20
 # The leaves that have a row for every token.
 VOCABULARY = frozenset({("embedding",), ("output",)})
-THREADS = min(4, os.cpu_count() or 1)
+# They wait for the disk, most of the time.
+THREADS = 8
 
 # Of one model: entries, and which of them it lacks, if any.
 Found = tuple[np.ndarray, np.ndarray | None]
@@ -53,14 +53,12 @@ class Reader:
         self._sources, self._rows = sources, rows
         self._rooms = Rooms()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="read")
-        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="read ahead")
 
     def __enter__(self) -> "Reader":
         return self
 
     def __exit__(self, *error: object) -> None:
         self._threads.shutdown(cancel_futures=True)
-        self._ahead.shutdown(cancel_futures=True)
 
     def entry_bytes(self, tensor: HFTensor) -> int:
         """Return the bytes that one entry of a tensor takes, of all models."""
@@ -121,11 +119,6 @@ class Reader:
 
         results = list(self._threads.map(of_model, self._sources, self._rows))
         return Read([entries for entries, _ in results], [absent for _, absent in results])
-
-    def will_read(self, tensor: HFTensor) -> None:
-        """Let the system read a tensor of all models ahead."""
-        for source in self._sources:
-            self._ahead.submit(source.will_read, tensor)
 
     @staticmethod
     def _read(source: Source, rows: Rows, part: Part, room: np.ndarray | None) -> Found:

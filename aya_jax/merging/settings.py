@@ -9,6 +9,7 @@ import gin
 
 from aya_jax.errors import AyaError, nearest
 from aya_jax.merging.methods import Settings, method_of
+from aya_jax.merging.outputs import FORMS
 
 # What is given for each model, with what a model gets that is given nothing; for the whole merge these are that of all.
 EACH = {"density": 0.5, "gamma": 0.01, "epsilon": 0.15}
@@ -18,7 +19,6 @@ SHARED = ("scale", "normalize", "rescale", "max_iter", "tol")
 SWITCHES = ("normalize", "rescale")
 POLICIES = ("refuse", "base", "union")
 DTYPES = ("float32", "bfloat16", "float16")
-FORMS = ("aya", "hugging_face")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class MergeConfig:
       slices: what is asked for the layers, in their order.
       seed: of what a method draws.
       dtype: of the parameters; those of the first model if absent.
-      form: `aya`, or `hugging_face` for a directory of that kind.
+      form: a key of `outputs.FORMS`: `aya`, or `hugging_face` for a directory of that kind.
       vocabulary: what is done where vocabularies differ, of `POLICIES` or one of `models`; see `vocabulary.merged`.
     """
 

@@ -1,8 +1,7 @@
 """The models that are merged, as they are on the disk: read in parts, tensor by tensor."""
 
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ class Source(ABC):
 
     Attributes:
       path: the folder.
+      home: the folder of its `config.json` and its tokenizer; of a step that of its training.
       config: the model's; None of a tree of parameters that is no model's, whose tensors are its leaves.
       lineage: what made it, {} where that is not told.
       leaves: dtype, shape and number of stacked axes of every leaf in our layout, by its path.
@@ -40,6 +40,7 @@ class Source(ABC):
     """
 
     path: Path
+    home: Path
     config: ModelConfig | None
     lineage: dict[str, Any]
     leaves: dict[LeafPath, Leaf]
@@ -50,14 +51,9 @@ class Source(ABC):
         """Whether the rows of a tensor are columns in the file: best read whole."""
         return False
 
-    def will_read(self, tensor: HFTensor) -> None:
-        """Let the system read a tensor ahead."""
-        for path, start, size in self._ranges(tensor):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(descriptor)
+    def grain(self, tensor: HFTensor) -> int:
+        """Return how many entries of a tensor are in a file that is checked as a whole: best read together."""
+        return 1
 
     def __enter__(self) -> "Source":
         return self
@@ -117,10 +113,6 @@ class Source(ABC):
     ) -> np.ndarray: ...
 
     @abstractmethod
-    def _ranges(self, tensor: HFTensor) -> Iterable[tuple[Path, int, int]]:
-        """Return the file, the place and the number of the bytes that a tensor is in, 0 for all that follow."""
-
-    @abstractmethod
     def close(self) -> None:
         """Close the files."""
 
@@ -128,12 +120,12 @@ class Source(ABC):
 class _Ours(Source):
     """A tree of ours: a model directory's, or that of a step of a training."""
 
-    def __init__(self, path: Path, config: ModelConfig | None) -> None:
+    def __init__(self, path: Path, home: Path, config: ModelConfig | None, *, once: bool) -> None:
         require_ours(path)
-        self.path, self.config = path, config
+        self.path, self.home, self.config = path, home, config
         told = (path / "lineage.json").is_file()
         self.lineage = load_lineage(path) if told else {}
-        self._checked = CheckedLeaves(path, "params")
+        self._checked = CheckedLeaves(path, "params", once=once)
         self.fingerprint = self._checked.fingerprint
         shapes = {
             leaf: (store.dtype.numpy_dtype, tuple(store.shape))
@@ -153,8 +145,9 @@ class _Ours(Source):
         rows = self._checked.read(tensor.leaf, tensor.index, first, last, room=room)
         return rows.reshape(-1)[start - first * row : stop - first * row]
 
-    def _ranges(self, tensor: HFTensor) -> Iterable[tuple[Path, int, int]]:
-        return ((path, 0, 0) for path in self._checked.files(tensor.leaf, tensor.index))
+    def grain(self, tensor: HFTensor) -> int:
+        rows = self._checked.chunk_rows(tensor.leaf, len(tensor.index))
+        return 1 if rows is None else rows * prod(tensor.part[1:])
 
     def close(self) -> None:
         """Nothing is open."""
@@ -189,11 +182,11 @@ def leaf_shape(members: Sequence[HFTensor]) -> tuple[int, ...]:
 class _HuggingFace(Source):
     """A Hugging Face directory; its headers and the sizes of its files are checked, as nothing else can be."""
 
-    def __init__(self, path: Path, config: ModelConfig) -> None:
-        self.path, self.config = path, config
+    def __init__(self, path: Path, config: ModelConfig, *, once: bool) -> None:
+        self.path, self.home, self.config = path, path, config
         told = (path / "lineage.json").is_file()
         self.lineage = load_lineage(path) if told else {}
-        self._files = Safetensors(path)
+        self._files = Safetensors(path, once=once)
         try:
             members = matched(self._files, config, None)
         except BaseException:
@@ -220,21 +213,20 @@ class _HuggingFace(Source):
     def is_turned(self, tensor: HFTensor) -> bool:
         return tensor.transpose
 
-    def _ranges(self, tensor: HFTensor) -> Iterable[tuple[Path, int, int]]:
-        entry = self._files.tensors[tensor.name]
-        return [(entry.file, entry.start, entry.dtype.itemsize * prod(entry.shape))]
-
     def close(self) -> None:
         self._files.close()
 
 
-def open_source(path: str | Path, config: ModelConfig | None = None) -> Source:
+def open_source(
+    path: str | Path, config: ModelConfig | None = None, *, once: bool = False
+) -> Source:
     """Open a model: a model directory, a Hugging Face directory, or a step of a training's checkpoints.
 
     Args:
       path: the folder; of a step `checkpoints/step_NNNNNNNN`.
-      config: the model's. If absent `config.json` in the folder, or of a step in the model directory
-        that its checkpoints lie in. Parameters of ours without one are a tree of any shape.
+      config: the model's. If absent `config.json` in the folder, or of a step in the folder of its
+        training, which its checkpoints lie in. Parameters of ours without one are a tree of any shape.
+      once: whether it is read about once; see `direct.File`.
 
     Raises:
       AyaError: there is nothing to read there, it is damaged, or not what the config says.
@@ -242,10 +234,12 @@ def open_source(path: str | Path, config: ModelConfig | None = None) -> Source:
     path = Path(path)
     if not path.is_dir():
         raise AyaError(f"{path}: no such model directory; check the path")
-    places = [path, path.parent.parent] if path.name.startswith("step_") else [path]
-    for place in places:
-        if config is None and (place / "config.json").is_file():
-            config = read_config(load_config(place), str(place / "config.json"))
+    home, training = path, path.absolute().parent.parent
+    if path.name.startswith("step_") and not (path / "config.json").is_file():
+        home = training if (training / "config.json").is_file() else path
+    if config is None and (home / "config.json").is_file():
+        config = read_config(load_config(home), str(home / "config.json"))
     if not is_hugging_face(path):
-        return _Ours(path, config)
-    return _HuggingFace(path, config or read_config(load_config(path), str(path / "config.json")))
+        return _Ours(path, home, config, once=once)
+    config = config or read_config(load_config(path), str(path / "config.json"))
+    return _HuggingFace(path, config, once=once)

@@ -28,10 +28,9 @@ from aya_jax.sharding.processes import barrier, by_lead, from_all, together
 
 # Bytes of all models in a part of a tensor.
 PART = 64 << 20
-# The same where rows must be turned into columns, and of a tensor up to this size all: files are read in runs.
-TURNED = 768 << 20
-# Bytes of a tensor that the system reads ahead while another one is looked at more than once.
-COMING = 1 << 30
+# The same of a tensor that is held whole if it can be: where rows must be turned into columns (the file is then read in
+# runs), and where the method looks at it more than once.
+HELD = 768 << 20
 # Entries that are computed with at once, from a multiple of that number on: few programs are compiled.
 AT_ONCE = 1 << 20
 
@@ -86,13 +85,19 @@ class Work:
     def parts(self, tensor: HFTensor) -> list[Part]:
         """Return the parts that a tensor is read in.
 
-        Each is a multiple of what the method is given at once, and of rows of the file where that is not much.
+        Each is a multiple of what is in a file, or else of what the method is given at once, and of rows of the file
+        where that is not much.
         """
         size, step = prod(tensor.part), self.at_once(tensor)
+        if METHODS[self.method].measure is not None and size * self.entry_bytes(tensor) <= HELD:
+            return [Part(tensor, 0, size)]
         turned = any(source.is_turned(tensor) for source in self.models)
-        most = (TURNED if turned else PART) // self.entry_bytes(tensor)
-        rows = lcm(step, prod(tensor.part[1:]))
-        step = rows if rows <= 2 * most else step
+        most = (HELD if turned else PART) // self.entry_bytes(tensor)
+        grain = max(source.grain(tensor) for source in self.models)
+        if step < size and 1 < grain <= HELD // self.entry_bytes(tensor):
+            step = grain
+        elif (rows := lcm(step, prod(tensor.part[1:]))) <= 2 * most:
+            step = rows
         step *= max(1, most // step)
         return [Part(tensor, start, min(start + step, size)) for start in range(0, size, step)]
 
@@ -186,11 +191,7 @@ def _verified(output: Output, journal: Journal, tensors: Sequence[HFTensor]) -> 
 
 def _merge(work: Work, tensors: Sequence[HFTensor], reader: Reader, writer: Writer) -> None:
     # One after the other, so that only one of the two reads ahead.
-    apart = [tensor for tensor in tensors if work.is_apart(tensor)]
-    for number, tensor in enumerate(apart):
-        for coming in apart[number + 1 : number + 2]:
-            if prod(coming.part) * work.entry_bytes(coming) <= COMING:
-                reader.will_read(coming)
+    for tensor in (tensor for tensor in tensors if work.is_apart(tensor)):
         parts = work.parts(tensor)
         _merge_tensor(work, parts, reader, writer, partial(reader.read, parts))
     rest = [tensor for tensor in tensors if not work.is_apart(tensor)]

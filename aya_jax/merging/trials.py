@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aya_jax.checkpoints.directories import resumed_directory
 from aya_jax.checkpoints.slices import nested
 from aya_jax.data.tokenizer import Tokenizer
 from aya_jax.errors import AyaError
-from aya_jax.merging.merge import merge, opened
+from aya_jax.merging.merge import merge_into, opened
 from aya_jax.merging.plan import settings_of
 from aya_jax.merging.search import Point
 from aya_jax.merging.settings import MergeConfig, Slice
@@ -80,7 +81,8 @@ class Merger:
             yield self._in_memory(config, self._trees)
             return
         try:
-            merge(config, out=self._place, replace=True)
+            with resumed_directory(self._place, replace=True) as folder:
+                merge_into(folder, config)
             yield load_inference(self._place, reward=False)
         finally:
             by_lead(self.clear)

@@ -51,10 +51,10 @@ def merged_vocabulary(
         base = None
     every = [*models, *([] if base is None else [base])]
     start = _start(config, base)
-    found, sizes = [_files(source.path) for source in every], [_size(source) for source in every]
+    found, sizes = [_files(source.home) for source in every], [_size(source) for source in every]
     there = [files for files in found if files]
     if not there:
-        tokenizer_files(models[0].path)  # tells what is missing
+        tokenizer_files(models[0].home)  # tells what is missing
     if len(set(sizes)) == 1 and all(files == there[0] for files in there):
         return Vocabulary(there[0], None)
     if len(there) < len(found):

@@ -1,6 +1,6 @@
 """The thread that writes what is merged, while the next is read and computed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import prod
 from types import TracebackType
@@ -20,6 +20,8 @@ from aya_jax.models.names import HFTensor
 SEALED = 256 << 20
 # Pieces on their way to the disk while the next one is filled.
 UNDERWAY = 2
+# Columns that are turned into rows at once.
+COLUMNS = 256
 
 
 class Writer:
@@ -33,7 +35,8 @@ class Writer:
 
     def __init__(self, output: Output, journal: Journal, checksums: "LeafChecksums") -> None:
         self._output, self._journal, self.checksums = output, journal, checksums
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="merge")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._summing = ThreadPoolExecutor(1, thread_name_prefix="sum")
         self._underway: list[Future[None]] = []
         self._unsealed: list[HFTensor] = []
         self._tensor: HFTensor | None = None
@@ -54,6 +57,7 @@ class Writer:
                 self._wait(0)
         finally:
             self._thread.shutdown(cancel_futures=True)
+            self._summing.shutdown()
 
     @property
     def dtype(self) -> np.dtype:
@@ -105,8 +109,9 @@ class Writer:
     def _write(
         self, tensor: HFTensor, start: int, piece: np.ndarray, room: np.ndarray, last: bool
     ) -> None:
+        summed = self._summing.submit(self.checksums.add, tensor, start, piece)
         self._output.write(tensor, start, piece)
-        self.checksums.add(tensor, start, piece)
+        summed.result()
         self._rooms.give(room)
         if last:
             self._unsealed.append(tensor)
@@ -118,6 +123,12 @@ class Writer:
     def _seal(self) -> None:
         self._journal.add(self._output.seal(self._unsealed))
         self._unsealed = []
+
+
+def _turned(matrix: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the columns of a matrix as rows, some at a time: memory for all of them would be slow to fill."""
+    for first in range(0, matrix.shape[1], COLUMNS):
+        yield in_c_order(matrix[:, first : first + COLUMNS].T)
 
 
 class LeafChecksums:
@@ -136,13 +147,14 @@ class LeafChecksums:
     def add(self, tensor: HFTensor, start: int, entries: np.ndarray) -> None:
         """Take entries of a tensor, [number] from `start` on in C order of `tensor.part`."""
         coming, own = self._next[tensor.leaf], self._tensors[tensor.name]
+        blocks = iter([entries])
         if tensor.transpose != own.transpose:
             if len(entries) < prod(own.part):
                 return
-            filed = entries.view(f"u{entries.itemsize}").reshape(own.shape)
-            entries = in_c_order(filed.T).reshape(-1)
+            blocks = _turned(entries.view(f"u{entries.itemsize}").reshape(own.shape))
         if coming and coming[-1] == (tensor.name, start):
-            self._sums[tensor.leaf].update(entries.view(np.uint8))
+            for block in blocks:
+                self._sums[tensor.leaf].update(block.reshape(-1).view(np.uint8))
             end = start + len(entries)
             coming.pop()
             if end < prod(own.part):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from aya_jax.checkpoints.adapters import save_adapters
-from aya_jax.checkpoints.model_directory import fill_model
+from aya_jax.checkpoints.model_directory import fill_model, write_object
 from aya_jax.checkpoints.train_store import TrainStore
 from aya_jax.data.files import fingerprint
 from aya_jax.data.records import Record, languages_of
@@ -83,6 +83,14 @@ def fit(
         # `lineage.json` comes last: an attempt that was killed after it has left the model whole, and
         # of its checkpoints perhaps a part.
         if not by_lead((work.directory / "lineage.json").exists):
+            config = objective.config.to_hf(reward=objective.reward_head)
+
+            def describe_steps() -> None:
+                # The checkpoints can so be merged before the training ends.
+                tokenizer.save(work.directory)
+                write_object(work.directory / "config.json", config)
+
+            by_lead(describe_steps)
             _train(
                 objective,
                 start,
@@ -107,8 +115,6 @@ def fit(
             }
             if decay is not None:
                 lineage["decay"] = decay
-            by_lead(lambda: tokenizer.save(work.directory))
-            config = objective.config.to_hf(reward=objective.reward_head)
             if lora is None:
                 paths = [store.path(step) for step in averaged]
                 average_into(work.directory, paths, weights, objective.config, lineage=lineage)

@@ -2,8 +2,7 @@
 
     python tests/benchmarks/merging.py FOLDER [--mergekit PYTHON] [--page docs/merging.md]
 
-Makes a base and five models under FOLDER, bfloat16, about 2 GB each: matrices of the shapes of Aya Expanse 8B's, of
-fewer layers. The copy reads all that a merge reads, and writes one model. Each merge is a process, measured from its
+Makes a base and five models under FOLDER, bfloat16, 2 GB each: an eighth of Aya Expanse 8B, in matrices of its shapes. The copy reads all that a merge reads, and writes one model. Each merge is a process, measured from its
 start to its end; its peak memory is VmHWM. Two copies and two merges take turns, and the faster of each counts. Before
 each of them the files of the models are dropped from the page cache, and what is written is on the disk when the clock
 stops. With --mergekit, a Python that has it, it merges the
@@ -41,8 +40,8 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 # mergekit wants norms of Cohere's queries and keys that the 8B has not: the names are Llama's.
 LLAMA = {"model_type": "llama", "tie_word_embeddings": True, "eos_token_id": 2, "bos_token_id": 1}
 SIZES = {
-    # Half the rows of the vocabulary, two of 32 layers.
-    "full": DecoderConfig(131072, 4096, 14336, 2, 32, 8, **LLAMA),
+    # An eighth of the layers, an eighth of the rows of the vocabulary.
+    "full": DecoderConfig(32768, 4096, 14336, 4, 32, 8, **LLAMA),
     "tiny": DecoderConfig(512, 64, 160, 2, 4, 2, **LLAMA),
 }
 MODELS = 5

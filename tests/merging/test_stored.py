@@ -43,7 +43,7 @@ def small(monkeypatch):
     """Parts of a few rows, most of them read again for a second look."""
     monkeypatch.setattr(slices, "CHUNK", 700)
     monkeypatch.setattr(stored, "PART", 3000)
-    monkeypatch.setattr(stored, "TURNED", 6000)
+    monkeypatch.setattr(stored, "HELD", 6000)
     monkeypatch.setattr(stored, "AT_ONCE", 64)
     monkeypatch.setattr(reader, "AHEAD", 5000)
     monkeypatch.setattr(outputs, "CHUNK", 700)

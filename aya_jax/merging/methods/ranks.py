@@ -142,14 +142,15 @@ class _Search:
 
     def look(self, bits: np.ndarray) -> Seen:
         """Return what there is to see in a piece; changes nothing."""
-        least, most = bits >= np.uint32(self._low), bits > np.uint32(self._high)
-        above = int(np.count_nonzero(most))
-        np.not_equal(least, most, out=least)
-        between = bits[np.flatnonzero(least)]
-        # What many entries have in common would fill the memory.
-        at_high, between = _without(self._high, between)
-        at_low, between = _without(self._low, between)
-        return Seen(above, at_high, at_low, between)
+        low, high = np.uint32(self._low), np.uint32(self._high)
+        above = int(np.count_nonzero(bits > high))
+        from_low = int(np.count_nonzero(bits >= low))
+        inside, from_high = bits > low, bits >= high
+        at_high = int(np.count_nonzero(from_high)) - above
+        at_low = from_low - int(np.count_nonzero(inside)) if low < high else 0
+        # The ends, which many entries may have in common, would fill the memory.
+        np.greater(inside, from_high, out=inside)
+        return Seen(above, at_high, at_low, np.compress(inside, bits))
 
     def take(self, seen: Seen) -> None:
         """Keep what was seen in a piece."""
@@ -175,10 +176,3 @@ class _Search:
             self._low, self._high = LOWEST, self._low - 1
         self._margin = 4 * self._margin + 1 / len(self._sample)
         self._aim()
-
-
-def _without(value: int, bits: np.ndarray) -> tuple[int, np.ndarray]:
-    """Return how many are equal to a value, and the others."""
-    others = bits != np.uint32(value)
-    equal = len(bits) - int(np.count_nonzero(others))
-    return equal, bits[others] if equal else bits
