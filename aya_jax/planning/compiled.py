@@ -170,8 +170,8 @@ def largest_arrays(module: Module, count: int = 5) -> tuple[tuple[int, str], ...
         if computation in fused or instruction.opcode in passing:
             continue
         for array in re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", instruction.shape):
-            # Memory space 1 is on the chip itself.
-            if "S(1)" not in array:
-                name = array.split("{")[0]
-                made[name] = array_bytes(name)[0]
+            name = array.split("{")[0]
+            # Memory space 1 is on the chip itself; what is no numbers (`token[]`) takes no memory.
+            if "S(1)" not in array and (sizes := array_bytes(name)):
+                made[name] = sizes[0]
     return tuple(sorted(((size, name) for name, size in made.items()), reverse=True)[:count])
