@@ -78,7 +78,7 @@ def _arranged(devices: Sequence[jax.Device], shape: Sequence[int]) -> Mesh:
     """
     if devices[0].platform != "tpu":
         return Mesh(np.asarray(devices).reshape(shape), AXES)
-    slices = len({getattr(device, "slice_index", None) for device in devices})
+    slices = _slices(devices)
     if shape[0] % slices:
         raise AyaError(
             f"device_mesh.data is {shape[0]}; with {slices} slices it must be a multiple of {slices}: "
@@ -92,25 +92,34 @@ def _arranged(devices: Sequence[jax.Device], shape: Sequence[int]) -> Mesh:
     return Mesh(made, AXES)
 
 
+def _slices(devices: Sequence[Any]) -> int:
+    """Return how many TPU slices devices are of; of other devices 1."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", None) for device in devices})
+
+
 def candidate_meshes(
     devices: np.ndarray, limits: Mapping[str, int], *, whole: bool = False
 ) -> list[Mesh]:
     """Return the meshes worth trying over some devices: by `fsdp`, `tensor`, `sequence` and `expert`.
+
+    Several slices are along `data`, each a part of it.
 
     Args:
       devices: all of them, in the order of the mesh's rows.
       limits: how far the default rules' logical axes `kv`, `embed` and `experts` divide.
       whole: whether those by `data` in place of `fsdp` count too, on which no parameter is gathered.
     """
-    meshes = []
+    meshes, slices = [], _slices(devices.tolist())
     for tensor, sequence, expert in product((1, 2, 4, 8, 16), (1, 2, 4), {1, limits["experts"]}):
         rows, rest = divmod(devices.size, tensor * sequence * expert)
-        if rest or not rows or limits["kv"] % tensor:
+        if rest or not rows or rows % slices or limits["kv"] % tensor:
             continue
         inner = (tensor, sequence, expert)
-        if not limits["embed"] % rows:
-            meshes.append(_arranged(devices.tolist(), (1, rows, *inner)))
-        if whole and rows > 1:
+        if not limits["embed"] % (rows // slices):
+            meshes.append(_arranged(devices.tolist(), (slices, rows // slices, *inner)))
+        if whole and rows > slices:
             meshes.append(_arranged(devices.tolist(), (rows, 1, *inner)))
     return meshes
 

@@ -1,12 +1,20 @@
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
 from aya_jax.errors import AyaError
 from aya_jax.sharding import mesh as meshes
-from aya_jax.sharding.mesh import batch_sharding, device_mesh, logical_rules, replicated, shardings
+from aya_jax.sharding.mesh import (
+    batch_sharding,
+    candidate_meshes,
+    device_mesh,
+    logical_rules,
+    replicated,
+    shardings,
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,16 @@ def test_only_data_crosses_from_slice_to_slice():
     assert of_row == [{0}, {0}, {1}, {1}]
     with pytest.raises(AyaError, match="data is 1; with 2 slices it must be a multiple of 2"):
         device_mesh(devices=slices(2, 4))
+
+
+def test_no_mesh_worth_trying_gathers_parameters_from_slice_to_slice():
+    chips = np.asarray(slices(2, 4))
+    tried = candidate_meshes(chips, {"kv": 8, "embed": 64, "experts": 1}, whole=True)
+    assert {"data": 2, "fsdp": 16} in [
+        {axis: size for axis, size in mesh.shape.items() if size > 1} for mesh in tried
+    ]
+    for mesh in tried:
+        assert all(len({chip.slice_index for chip in row.ravel()}) == 1 for row in mesh.devices)
 
 
 def test_heads_are_split_over_neighbours_of_the_torus():
