@@ -13,10 +13,13 @@ from aya_jax.errors import AyaError
 from aya_jax.planning.gpus import compute_capability
 from aya_jax.planning.hlo import Module, array_bytes
 from aya_jax.planning.topology import Topology
+from aya_jax.sharding.chips import Chip
 
 # The compiler tries less hard to make a program fast, and is three times as quick; see docs/planning.md for
 # what that changes.
 QUICK = {"exec_time_optimization_effort": -1.0}
+# libtpu 0.0.42 aborts, and the process with it, where it leaves an all-reduce to the SparseCores of a tpu7x that is not here.
+TPU7X = {"xla_tpu_enable_sparse_core_collective_offload_all_reduce": False}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -88,9 +91,7 @@ def compile_for(
         lowered = program.lower(*arguments)  # type: ignore[attr-defined]  # of a jitted function
         arguments_bytes = _held(lowered, arguments)
         try:
-            made = lowered.compile(
-                compiler_options=QUICK if quick and chip.platform == "tpu" else None
-            )
+            made = lowered.compile(compiler_options=_options(chip, quick))
         except jax.errors.JaxRuntimeError as error:
             temporaries = refused_temporaries(str(error), arguments_bytes)
             if temporaries is None:
@@ -109,6 +110,15 @@ def compile_for(
     )
     module = Module.parse(made.as_text())
     return Compiled(memory, module, largest_arrays(module), time.monotonic() - started)
+
+
+def _options(chip: Chip, quick: bool) -> dict[str, Any] | None:
+    """Return what the compiler of a chip is told."""
+    told = {
+        **(QUICK if quick and chip.platform == "tpu" else {}),
+        **(TPU7X if chip.name == "tpu7x" else {}),
+    }
+    return told or None
 
 
 def _held(lowered: Any, arguments: tuple[Any, ...]) -> int:
