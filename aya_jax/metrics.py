@@ -13,8 +13,6 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
-from aya_jax.data.files import whole_lines
-
 HISTORY = "metrics.jsonl"
 
 
@@ -102,7 +100,14 @@ def _open_events(folder: Path) -> EventsWriter:
 
 def read_rows(path: Path) -> list[dict[str, float]]:
     """Return the rows of a history file; a last line cut off by a kill is left out."""
-    return [json.loads(line) for line in whole_lines(path)]
+    rows = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
 
 
 def read_history(directory: Path) -> dict[str, list[list[float]]]:

@@ -116,16 +116,6 @@ def _clear_killed(path: Path) -> None:
                     partial.unlink()
 
 
-def whole_lines(path: Path) -> list[str]:
-    """Return the lines of a file that lines are added to, [] where there is none.
-
-    What a kill cut short, after the last end of a line, is no line.
-    """
-    content = path.read_bytes() if path.exists() else b""
-    # Not `splitlines`, which also ends a line at what JSON leaves as it is within one.
-    return content[: content.rfind(b"\n") + 1].decode("utf-8").split("\n")[:-1]
-
-
 def atomic_write(path: str | Path, data: str | bytes) -> None:
     """Write a file under another name beside its place, and rename it there when it is whole.
 

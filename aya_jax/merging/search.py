@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from cmaes import CMA
 
-from aya_jax.data.files import atomic_write, fingerprint, whole_lines
+from aya_jax.data.files import fingerprint
 from aya_jax.errors import AyaError
 from aya_jax.sharding.processes import by_lead
 
@@ -257,12 +257,15 @@ def _key(made_of: Any, point: Point) -> str:
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:
     """Return what was found before, by key; a line that a kill cut short is taken off the file."""
-    lines = whole_lines(file)
-    if file.exists():
-        atomic_write(file, "".join(line + "\n" for line in lines))
+    if not file.exists():
+        return {}
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(file, len(whole))
+    lines = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
     apart = ("key", "weights", "settings")
-    found = map(json.loads, lines)
-    return {line["key"]: {k: v for k, v in line.items() if k not in apart} for line in found}
+    return {line["key"]: {k: v for k, v in line.items() if k not in apart} for line in lines}
 
 
 def _append(file: Path, line: Mapping[str, Any]) -> None:
