@@ -330,7 +330,12 @@ def test_the_magnitude_of_a_rank_is_the_one_of_a_sort(runs, run, monkeypatch):
         monkeypatch.setattr(ranks, name, size)
     rng = np.random.default_rng(1)
     size = 1000
+    # All that the sample sees is one value, which no other entry has.
+    unlike = np.linspace(0, 1, size)
+    for start, stop in ranks._runs(size):
+        unlike[start:stop] = 2
     for values in (
+        unlike,
         rng.standard_normal(size),
         rng.standard_normal(size) * np.repeat([1e-6, 1.0, 1e6, 1e-3], size // 4),
         rng.integers(-3, 4, size),
