@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -12,7 +13,7 @@ import tensorstore as ts
 
 from aya_jax.checkpoints.direct import File
 from aya_jax.checkpoints.safetensors import array_in
-from aya_jax.checkpoints.slices import LeafPath, open_leaves
+from aya_jax.checkpoints.slices import LeafPath, chunk_file, open_leaves
 from aya_jax.checkpoints.store import check_files, file_fault, read_listing
 from aya_jax.data.files import fingerprint, fingerprint_file, told_plainly
 from aya_jax.errors import AyaError
@@ -63,20 +64,17 @@ class CheckedLeaves:
     def _fault(self, file: str, fault: str) -> AyaError:
         return AyaError(file_fault(self._directory, self._name, file, fault))
 
-    def _check(self, file: str, content: Any = b"", zeros: int = 0) -> None:
-        """Raise `AyaError` unless a file, which may be known to be some content and zeros, is what was written."""
+    def _check(self, file: str, *content: Any) -> None:
+        """Raise `AyaError` unless a file, whose whole content may be known, in parts, is what was written."""
         with self._locks[file]:
             if file in self._checked:
                 return
-            known = hashlib.sha256(content)
-            known.update(bytes(zeros))
-            if known.hexdigest() != self._sums.get(file):
-                try:
-                    found = fingerprint_file(self._place / file)
-                except OSError as error:
-                    raise self._fault(file, f"cannot be read ({error.strerror})") from None
-                if found != self._sums.get(file):
-                    raise self._fault(file, "is damaged")
+            try:
+                found = _checksum(content) if content else fingerprint_file(self._place / file)
+            except OSError as error:
+                raise self._fault(file, f"cannot be read ({error.strerror})") from None
+            if found != self._sums.get(file):
+                raise self._fault(file, "is damaged")
             self._checked.add(file)
 
     def read(
@@ -134,25 +132,27 @@ class CheckedLeaves:
         out: np.ndarray,
         last: int,
         rows: int,
-        rest: int,
+        axes: int,
     ) -> None:
         """Fill `out` from the files of a leaf of `last` rows, each file `rows` whole ones, as they stand."""
         target = memoryview(out.reshape(-1).view(np.uint8))
-        size = out.nbytes // len(out)
+        row_bytes = out.nbytes // len(out)
         row = first
         while row < first + len(out):
             chunk = row // rows
             count = min((chunk + 1) * rows, first + len(out)) - row
-            part = target[(row - first) * size : (row - first + count) * size]
-            numbers = ".".join(map(str, (*index, chunk, *[0] * rest)))
-            file = f"{'.'.join(path)}/{numbers}"
+            part = target[(row - first) * row_bytes : (row - first + count) * row_bytes]
+            file = chunk_file(path, index, chunk, axes)
             # The last one has fewer rows, and is as large as the others.
             whole = row == chunk * rows and count in (rows, last - row)
             if not whole:
                 self._check(file)
-            self._fill(file, part, (row - chunk * rows) * size)
-            if whole:
-                self._check(file, part, (rows - count) * size)
+            self._fill(file, part, (row - chunk * rows) * row_bytes)
+            if whole and file not in self._checked:
+                rest = bytearray((rows - count) * row_bytes)
+                if rest:
+                    self._fill(file, memoryview(rest), len(part))
+                self._check(file, part, rest)
             row += count
 
     def _fill(self, file: str, target: memoryview, start: int) -> None:
@@ -163,6 +163,13 @@ class CheckedLeaves:
             raise self._fault(file, f"cannot be read ({error.strerror})") from None
         if got < len(target):
             raise self._fault(file, "is damaged")
+
+
+def _checksum(parts: Iterable[Any]) -> str:
+    checksum = hashlib.sha256()
+    for part in parts:
+        checksum.update(part)
+    return checksum.hexdigest()
 
 
 def _layout(leaf: ts.TensorStore, stacked: int) -> tuple[int, int] | None:

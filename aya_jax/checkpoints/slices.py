@@ -116,6 +116,18 @@ def _file(path: Path) -> dict[str, str]:
     return {"driver": "file", "path": f"{path.absolute()}/"}
 
 
+def chunk_file(path: LeafPath, index: tuple[int, ...], chunk: int, axes: int) -> str:
+    """Return the name of the file of a chunk, as zarr has it.
+
+    Args:
+      path: of the leaf.
+      index: of its first, stacked axes.
+      chunk: its number along the rows.
+      axes: how many axes a row has.
+    """
+    return f"{'.'.join(path)}/{'.'.join(map(str, (*index, chunk, *[0] * axes)))}"
+
+
 def nested(leaves: Mapping[LeafPath, Any]) -> dict[str, Any]:
     """Return the nested dicts that have each leaf at its path."""
     tree: dict[str, Any] = {}

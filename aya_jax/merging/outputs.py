@@ -20,7 +20,7 @@ from aya_jax.checkpoints.safetensors import (
     write_at,
     write_index,
 )
-from aya_jax.checkpoints.slices import Leaf, LeafPath, make_frame, open_frame
+from aya_jax.checkpoints.slices import Leaf, LeafPath, chunk_file, make_frame, open_frame
 from aya_jax.checkpoints.store import CHUNK, RESERVE, empty_place, write_listing
 from aya_jax.data.files import fingerprint_file, require_space, sync_directory, told_plainly
 from aya_jax.models.architecture import ModelConfig
@@ -136,8 +136,7 @@ class Ours(Output):
         return prod(self.leaves[tensor.leaf].chunks)
 
     def _file(self, tensor: HFTensor, chunk: int) -> str:
-        numbers = (*tensor.index, chunk, *[0] * len(tensor.part[1:]))
-        return f"{'.'.join(tensor.leaf)}/{'.'.join(map(str, numbers))}"
+        return chunk_file(tensor.leaf, tensor.index, chunk, len(tensor.part[1:]))
 
     def write(self, tensor: HFTensor, start: int, piece: np.ndarray) -> None:
         grain = self.grain(tensor)
